@@ -1,0 +1,120 @@
+"""The LightningDataModule over the stream: the only file here that imports lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning
+
+from bestiary.schema import Processor
+from data_modules.lanes import lanes_of
+from data_modules.rows import Rules
+from data_modules.sources import SourceSpec, StreamError, missing_sources, parse_sources
+from data_modules.stream import Stream, StreamLoader
+from data_modules.table import resolved_table
+
+
+class StreamDataModule(lightning.LightningDataModule):
+    """One rank's micro-batches, step after step.
+
+    Building it opens nothing; the shards are opened at the first use. Keyword arguments are those of the configuration
+    (`data`, `stage.batch_size` = num_lanes, `stage.micro_batch`). rank, world_size: None asks the trainer, if there is
+    one.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Mapping[str, Mapping[str, Any] | SourceSpec],
+        processor: Processor,
+        seed: int,
+        num_lanes: int,
+        max_tokens: int,
+        micro_batch: int = 0,
+        max_views: int = 0,
+        packing: bool = True,
+        look_ahead: int = 16,
+        chunk: int = 1,
+        too_long: str = "error",
+        num_workers: int = 0,
+        bad_budget: float = 0.01,
+        augment: bool = True,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.sources = dict(sources)
+        self.processor = processor
+        self.rules = Rules(
+            seed=seed,
+            num_lanes=num_lanes,
+            max_tokens=max_tokens,
+            max_views=max_views,
+            packing=packing,
+            look_ahead=look_ahead,
+            chunk=chunk,
+            too_long=too_long,
+            bad_budget=bad_budget,
+            augment=augment,
+        )
+        if micro_batch < 0 or num_workers < 0:
+            raise StreamError(f"micro_batch={micro_batch} and num_workers={num_workers} must not be negative")
+        self.micro_batch = micro_batch
+        self.num_workers = num_workers
+        self._rank, self._world_size = rank, world_size
+        self._stream: Stream | None = None
+        self._states: dict[int, bytes] | None = None
+
+    @property
+    def stream(self) -> Stream:
+        """The stream, its shards open; StreamError names a source that is missing."""
+        if self._stream is None:
+            self._stream = Stream(self.sources, self.processor, self.rules)
+        return self._stream
+
+    @property
+    def lanes(self) -> range:
+        """This rank's block of lanes."""
+        trainer = self.trainer
+        rank = self._rank if self._rank is not None else trainer.global_rank if trainer else 0
+        world_size = self._world_size if self._world_size is not None else trainer.world_size if trainer else 1
+        lanes = lanes_of(rank, world_size, range(self.rules.num_lanes))
+        if not lanes:
+            raise StreamError(
+                f"{self.rules.num_lanes} rows a step leave rank {rank} of {world_size} without any; "
+                "raise stage.batch_size or use fewer devices"
+            )
+        return lanes
+
+    def train_dataloader(self) -> StreamLoader:
+        """Endless `list[Batch]`: this rank's micro-batches of one optimiser step, from the loaded states on."""
+        return self.stream.loader(
+            self.lanes, states=self._states, micro_batch=self.micro_batch, num_workers=self.num_workers
+        )
+
+    def load_states(self, states: Mapping[int, bytes], fingerprint: Mapping[str, Any]) -> int:
+        """Go on after `states` (lane -> bytes, of every lane), saved with `fingerprint`; returns the next step.
+
+        A stream that differs in anything that shapes the sequence is refused, naming the differences.
+        """
+        step = self.stream.check_states(states, fingerprint)
+        self._states = dict(states)
+        return step
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything the sequence depends on, as plain JSON: saved beside the states."""
+        return self.stream.fingerprint()
+
+    def losses(self, states: Iterable[bytes]) -> list[str]:
+        """What was left out up to these states: one line for each shard and reason."""
+        return self.stream.losses(states)
+
+    def missing_sources(self) -> list[str]:
+        """One line for every source that is not on disk."""
+        return missing_sources(self.sources)
+
+    def resolved_table(self, max_steps: int | None = None) -> str:
+        """The mix in plain text: shares, sizes, expected repeats over `max_steps`, expected fill."""
+        plan = None if self.missing_sources() else self.stream.plan
+        return resolved_table(parse_sources(self.sources), plan, num_lanes=self.rules.num_lanes, max_steps=max_steps)

@@ -1,0 +1,70 @@
+"""What shapes the sequence of samples, and what was lost on the way: both readable."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from data_modules.lanes import ALGORITHM, LaneState
+from data_modules.records import Reason
+from data_modules.rows import Plan
+
+_NOT_SHAPING = ("bad_budget",)
+"""Rules that may stop a run but never change what it sees."""
+
+
+def fingerprint(plan: Plan) -> dict[str, Any]:
+    """Everything the rows depend on, as plain JSON; where the shards lie is not part of it."""
+    rules = {name: value for name, value in asdict(plan.rules).items() if name not in _NOT_SHAPING}
+    if not plan.rules.packing:
+        del rules["look_ahead"]
+    return {
+        "algorithm": ALGORITHM,
+        "rules": rules,
+        "processor": processor_fingerprint(plan.processor),
+        "order": list(plan.names),
+        "sources": {
+            name: {"share": share, "samples": len(shards), "index_hash": shards.index_hash}
+            for name, shards, share in zip(plan.names, plan.sources, plan.mixture.shares, strict=True)
+        },
+    }
+
+
+def processor_fingerprint(processor: object) -> str:
+    """What a processor says of itself (`fingerprint()`), else only the name of its class."""
+    kind = f"{type(processor).__module__}.{type(processor).__qualname__}"
+    tell = getattr(processor, "fingerprint", None)
+    measured = "lengths" if hasattr(processor, "lengths") else "whole"
+    return f"{kind}/{measured}/{tell()}" if tell is not None else f"{kind}/{measured}"
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line for each thing that differs between two fingerprints."""
+    before, after = dict(_flatten(saved)), dict(_flatten(now))
+    names = [*before, *(name for name in after if name not in before)]
+    return [
+        f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        for name in names
+        if before.get(name, "absent") != after.get(name, "absent")
+    ]
+
+
+def losses(plan: Plan, states: Sequence[LaneState]) -> list[str]:
+    """One line for each shard and reason under which samples were left out, over the given lanes."""
+    total: Counter[tuple[int, int, int]] = Counter()
+    for state in states:
+        total.update(state.losses)
+    return [
+        f"{plan.names[source]}/{plan.sources[source].shards[shard].file}: {count} {Reason(reason).name.lower()}"
+        for (source, shard, reason), count in sorted(total.items())
+    ]
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flatten(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name, inner

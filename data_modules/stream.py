@@ -1,0 +1,185 @@
+"""The stream of a rank: its lanes, spread over worker processes, as micro-batches of optimiser steps.
+
+A rank owns a contiguous block of lanes, its workers split that block, and every worker emits one item a step; torch's
+loader asks workers in turn, so the order is fixed and the numbers do not depend on who made them. Workers send the
+examples of their rows in one shared-memory tensor; padding happens in the main process, which knows the micro-batches.
+"""
+
+from __future__ import annotations
+
+import pickle
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from bestiary.schema import Batch, Example, Processor
+from data_modules.collate import collate_rows
+from data_modules.fingerprint import differences, fingerprint, losses
+from data_modules.lanes import LaneState, lanes_of
+from data_modules.rows import LaneReader, Plan, Rules
+from data_modules.sources import SourceSpec, StreamError, parse_sources
+
+Row = tuple[list[Example], bytes]
+_ALIGNMENT = 64
+
+
+class Stream:
+    """The endless sequence of global batches over a mix; `loader` gives one rank's part of it.
+
+    sources: name -> {path, weight, domain, split, licence} or SourceSpec. rules: what shapes the rows.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, Mapping[str, Any] | SourceSpec], processor: Processor, rules: Rules
+    ) -> None:
+        self.specs = parse_sources(sources)
+        self.plan = Plan([(spec.name, spec.open(), spec.weight) for spec in self.specs], processor, rules)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything the sequence depends on, as plain JSON."""
+        return fingerprint(self.plan)
+
+    def first_states(self) -> dict[int, bytes]:
+        """The states of all lanes before step 0."""
+        return {lane: self.plan.first_state(lane).to_bytes() for lane in range(self.plan.rules.num_lanes)}
+
+    def check_states(self, states: Mapping[int, bytes], saved_fingerprint: Mapping[str, Any]) -> int:
+        """The step that follows `states` (lane -> bytes, of every lane); StreamError when they do not belong here."""
+        changed = differences(saved_fingerprint, self.fingerprint())
+        if changed:
+            raise StreamError("the stream is not the one that was saved; changed: " + "; ".join(changed))
+        num_lanes = self.plan.rules.num_lanes
+        lanes = {lane: LaneState.from_bytes(state) for lane, state in states.items()}
+        if sorted(lanes) != list(range(num_lanes)) or any(lane != state.lane for lane, state in lanes.items()):
+            raise StreamError(f"states of lanes {sorted(lanes)}; one each of 0..{num_lanes - 1} is needed")
+        steps = {state.rows for state in lanes.values()}
+        if len(steps) != 1:
+            raise StreamError(f"states of different steps {sorted(steps)}; save all lanes after the same step")
+        return steps.pop()
+
+    def loader(
+        self, lanes: range, *, states: Mapping[int, bytes] | None = None, micro_batch: int = 0, num_workers: int = 0
+    ) -> StreamLoader:
+        """The part of a rank. states: lane -> bytes, of these lanes at least; None starts at step 0."""
+        states = self.first_states() if states is None else states
+        chosen = [states[lane] for lane in lanes]
+        return StreamLoader(_LaneDataset(self.plan, chosen), micro_batch, min(num_workers, len(lanes)))
+
+    def losses(self, states: Iterable[bytes]) -> list[str]:
+        """What was left out so far: one line for each shard and reason."""
+        return losses(self.plan, [LaneState.from_bytes(state) for state in states])
+
+
+class StreamLoader:
+    """Endless iterable of `list[Batch]`: one rank's micro-batches of one optimiser step, in lane order.
+
+    Iterating again starts again at the states it was made with.
+    """
+
+    def __init__(self, dataset: _LaneDataset, micro_batch: int, num_workers: int) -> None:
+        self._dataset = dataset
+        self._micro_batch = micro_batch
+        self._num_workers = num_workers
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        first = [LaneState.from_bytes(state) for state in self._dataset.states]
+        lanes = [state.lane for state in first]
+        size = self._micro_batch or len(lanes)
+        step = first[0].rows if first else 0
+        for rows in self._steps():
+            yield [
+                collate_rows(
+                    [examples for examples, _ in rows[start : start + size]],
+                    lanes=lanes[start : start + size],
+                    states=[state for _, state in rows[start : start + size]],
+                    step=step,
+                )
+                for start in range(0, len(rows), size)
+            ]
+            step += 1
+
+    def _steps(self) -> Iterator[list[Row]]:
+        """All rows of this rank, step by step."""
+        if not self._num_workers:
+            yield from self._dataset.steps(0, 1)
+            return
+        loader = DataLoader(
+            self._dataset,
+            batch_size=None,
+            num_workers=self._num_workers,
+            collate_fn=_identity,
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # or every new iterator would draw from the global generator of the model
+        )
+        items = iter(loader)
+        while True:
+            rows: list[Row] = []
+            for _ in range(self._num_workers):
+                item = next(items)
+                if isinstance(item, StreamError):
+                    raise item
+                rows += _unpack(item)
+            yield rows
+
+
+class _LaneDataset(IterableDataset[Any]):
+    """What travels into a worker: the plan and the states of this rank's lanes."""
+
+    def __init__(self, plan: Plan, states: Sequence[bytes]) -> None:
+        super().__init__()
+        self.plan = plan
+        self.states = list(states)
+
+    def steps(self, part: int, parts: int) -> Iterator[list[Row]]:
+        """The rows of one worker's lanes, step by step, for ever."""
+        mine = lanes_of(part, parts, range(len(self.states)))
+        readers = [LaneReader(self.plan, LaneState.from_bytes(self.states[number])) for number in mine]
+        while True:
+            yield [reader.next_row() for reader in readers]
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        assert worker is not None, "only worker processes iterate the dataset; the main process calls steps()"
+        try:
+            for rows in self.steps(worker.id, worker.num_workers):
+                yield _pack(rows)
+        except StreamError as error:
+            yield error  # torch would wrap it into a page of traceback
+
+
+def _pack(rows: list[Row]) -> tuple[bytes, list[tuple[int, int]], torch.Tensor]:
+    """Rows as (pickle without the arrays, (start, stop) of each array, all arrays in one tensor)."""
+    buffers: list[pickle.PickleBuffer] = []
+    skeleton = pickle.dumps(rows, protocol=5, buffer_callback=buffers.append)
+    views = [buffer.raw() for buffer in buffers]
+    spans, end = [], 0
+    for view in views:
+        start = -(-end // _ALIGNMENT) * _ALIGNMENT
+        end = start + view.nbytes
+        spans.append((start, end))
+    joined = torch.empty(end, dtype=torch.uint8)
+    target = joined.numpy().data
+    for view, (start, stop) in zip(views, spans, strict=True):
+        target[start:stop] = view
+    return skeleton, spans, joined
+
+
+def _unpack(item: tuple[bytes, list[tuple[int, int]], torch.Tensor]) -> list[Row]:
+    """The rows again; their arrays are views of the shared tensor."""
+    skeleton, spans, joined = item
+    source = joined.numpy().data
+    rows: list[Row] = pickle.loads(skeleton, buffers=[source[start:stop] for start, stop in spans])
+    return rows
+
+
+def _identity(item: Any) -> Any:
+    return item
+
+
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; the main process decides, and needs one more batch to do it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,1 @@
+"""bestiary: an experiment platform for multimodal LLMs."""

@@ -1,0 +1,201 @@
+"""From YAML and the command line to a typed `Run`, with errors a person can act on.
+
+`entry_point` wraps a main function with Hydra (composition, multirun, --cfg, --help) and turns every error a user can
+cause into one line. `check_targets` holds the `_target_` nodes to an allowlist and to the signatures of what they
+name, read from the source text, so that a typo fails before torch is ever imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from bestiary.config import Run, check_run
+
+ALLOWED_TARGETS = ("bestiary.", "data_modules.", "experiments.")
+"""Only these prefixes may be named by `_target_`; an outside YAML must not reach arbitrary callables."""
+
+MARKERS = ("_target_", "_args_of_")
+"""`_target_` names what a node builds; `_args_of_` whose arguments a nested node holds, for the check alone."""
+
+
+def register_schema() -> None:
+    """Makes `run_schema` the typed root that conf/config.yaml names first."""
+    ConfigStore.instance().store(name="run_schema", node=Run)
+
+
+def typed(config: DictConfig) -> Run:
+    """The composed configuration as a checked `Run` of plain dataclasses, lists and dicts."""
+    check_targets(OmegaConf.to_container(config, resolve=True))
+    run = OmegaConf.to_object(config)
+    if not isinstance(run, Run):
+        raise TypeError(f"composed a {type(run).__name__}, not a Run: is `run_schema` first in conf/config.yaml?")
+    check_run(run)
+    return run
+
+
+def build(node: dict[str, Any], **extra: Any) -> Any:
+    """Calls what a `_target_` node names with its keys and `extra`, which must not overlap."""
+    both = sorted(set(node) & set(extra))
+    if both:
+        raise ValueError(f"{node['_target_']}: {', '.join(both)} is set by the program; take it out of the YAML")
+    check_targets(node)
+    module, _, name = str(node["_target_"]).rpartition(".")
+    target = getattr(importlib.import_module(module), name)
+    return target(**_without_markers(node), **extra)
+
+
+def _without_markers(tree: Any) -> Any:
+    """The values alone, without the keys that only name whose arguments they are."""
+    if isinstance(tree, dict):
+        return {k: _without_markers(v) for k, v in tree.items() if k not in MARKERS}
+    if isinstance(tree, list):
+        return [_without_markers(v) for v in tree]
+    return tree
+
+
+def check_targets(tree: Any, where: str = "") -> None:
+    """Raises ValueError where a `_target_` is not allowed, does not exist, or does not take one of its keys."""
+    if isinstance(tree, list):
+        for i, item in enumerate(tree):
+            check_targets(item, f"{where}[{i}]")
+    if not isinstance(tree, dict):
+        return
+    for marker in MARKERS:
+        if marker in tree:
+            _check_keys(tree, str(tree[marker]), where or marker)
+    for key, value in tree.items():
+        check_targets(value, f"{where}.{key}" if where else str(key))
+
+
+def _check_keys(node: dict[str, Any], target: str, where: str) -> None:
+    if not target.startswith(ALLOWED_TARGETS):
+        raise ValueError(
+            f"{where}: _target_ {target!r} is not allowed; it must begin with {', '.join(ALLOWED_TARGETS)}"
+        )
+    parameters = signature(target)
+    if parameters is None:
+        return
+    for key in node:
+        if key not in MARKERS and key not in parameters:
+            raise ValueError(f"{where}: {target} takes no {key!r}{nearest(str(key), parameters)}")
+
+
+@cache
+def signature(target: str) -> tuple[str, ...] | None:
+    """Parameter names of a function or class, read from its source without importing it; None with **kwargs."""
+    module, _, name = target.rpartition(".")
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or not spec.origin:
+        raise ValueError(f"_target_ {target!r}: there is no module {module!r}")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    named = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    if name in named:
+        return _parameters(named[name])
+    for node in tree.body:  # a name the package re-exports
+        if isinstance(node, ast.ImportFrom) and node.module and any(name == (a.asname or a.name) for a in node.names):
+            original = next(a.name for a in node.names if name == (a.asname or a.name))
+            return signature(f"{node.module}.{original}")
+    raise ValueError(f"_target_ {target!r}: {module} has no {name!r}{nearest(name, named)}")
+
+
+def _parameters(node: ast.FunctionDef | ast.ClassDef) -> tuple[str, ...] | None:
+    if isinstance(node, ast.ClassDef):
+        init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+        if init is None:
+            own = tuple(
+                n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+            )
+            return own or None
+        node = init
+    if node.args.kwarg:
+        return None
+    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    return tuple(n for n in names if n not in ("self", "cls"))
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A clause with the most similar valid names, for the end of an error line."""
+    options = sorted(str(c) for c in choices)
+    close = difflib.get_close_matches(name, options, n=3, cutoff=0.5) or options[:8]
+    return f"; nearest valid: {', '.join(close)}" if close else ""
+
+
+def schema_keys(kind: Any = Run) -> Iterator[tuple[str, type]]:
+    """(key, dataclass that holds it) of every typed key below a dataclass."""
+    hints = get_type_hints(kind)
+    for f in fields(kind):
+        yield f.name, kind
+        for inner in (hints[f.name], *get_args(hints[f.name])):
+            if is_dataclass(inner):
+                yield from schema_keys(inner)
+
+
+def explain(error: BaseException) -> str:
+    """One line: what is wrong, where, and the nearest valid key or choice."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    text = " ".join(str(error).split())
+    reason = " ".join(str(root).split())
+    line = text if reason in text else f"{text}: {reason}"
+    unknown = re.search(r"Key '([^']+)' (?:is )?not in '([^']+)'", line)
+    if unknown:
+        key, holder = unknown.groups()
+        keys = {k for k, kind in schema_keys() if kind.__name__ == holder} or {k for k, _ in schema_keys()}
+        return f"unknown key {key!r} in {holder}{nearest(key, keys)}  ({text.split(' full_key')[0]})"
+    group = re.search(r"Could not find '([^']+)/([^'/]+)'", line)
+    if group:
+        options = re.findall(r"\t?([\w/.-]+)", text.partition("Available options in")[2].partition(":")[2])
+        stop = [o for o in options if o not in ("Config", "search", "path")]
+        return f"there is no {group[1]}={group[2]}{nearest(group[2], stop)}"
+    return line
+
+
+def entry_point(main: Callable[[Run, DictConfig], int | None], *, config_path: Path) -> None:
+    """Runs `main(run, config)` under Hydra; an error a user can cause ends with one line and exit code 1."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_schema()
+    # Hydra otherwise prints errors itself, without the nearest valid name, and ends the process.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    expected = (HydraException, OmegaConfBaseException, ValueError, FileNotFoundError)
+
+    @hydra.main(version_base="1.3", config_path=str(config_path), config_name="config")  # type: ignore[untyped-decorator]
+    def job(config: DictConfig) -> None:
+        try:
+            code = main(typed(config), config)
+        except expected as error:
+            _end_with(error)
+        if code:
+            sys.exit(code)
+
+    try:
+        job()
+    except expected as error:
+        _end_with(error)
+
+
+def _end_with(error: Exception) -> NoReturn:
+    if os.environ.get("BESTIARY_TRACEBACK"):
+        raise error
+    sys.stderr.write(f"error: {explain(error)}\n")
+    sys.exit(1)

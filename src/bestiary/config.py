@@ -1,0 +1,214 @@
+"""The typed configuration: every key a YAML file or the command line may set, and the checks that cross keys.
+
+Hydra composes YAML into `Run` (registered as the first entry of the defaults list), so an unknown key fails at
+composition. The parts of a model, the benchmarks and the data preparation are `_target_` nodes: their keys are checked
+against the signature of what they name (`bestiary.compose.check_targets`). Below train.py nobody sees a DictConfig.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class Optimizer:
+    """AdamW. `no_decay` are globs of parameter names without weight decay."""
+
+    lr: float = MISSING
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    no_decay: list[str] = field(default_factory=lambda: ["*.bias", "*norm.weight"])
+    lr_scale: dict[str, float] = field(default_factory=dict)
+    """Glob of parameter names -> factor on lr."""
+
+
+@dataclass
+class Schedule:
+    """Linear warm-up from 0, then half a cosine down to `min_lr` at the end of the stage."""
+
+    warmup: float = 0.0
+    """Share of the stage, [0, 1)."""
+    min_lr: float = 0.0
+
+
+@dataclass
+class Stage:
+    """What trains, how long, on which batches."""
+
+    name: str = MISSING
+    parents: list[str] = field(default_factory=list)
+    """Names of the stages whose checkpoint this stage may start from."""
+    parent: str | None = None
+    """Taken when the command names none: a run directory or a file; null = start from `model.weights`."""
+    train: list[str] = field(default_factory=lambda: ["*"])
+    """Globs of parameter names that train. A glob that matches nothing raises."""
+    freeze: list[str] = field(default_factory=list)
+    """Globs taken out of `train` again."""
+    max_steps: int = MISSING
+    batch_size: int = MISSING
+    """Global rows per optimiser step = lanes."""
+    micro_batch: int = 0
+    """Rows per forward on one device; 0 = all of the device's rows."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    clip_norm: float = 0.0
+    """Global gradient norm; 0 = no clipping."""
+    checkpoint_every: int = 0
+    """Steps; 0 = only at the end (and at a signal)."""
+    keep_checkpoints: int = 2
+    eval_every: int = 0
+    """Steps between evaluations; 0 = only at the end."""
+    log_every: int = 1
+    activation_checkpointing: bool = False
+
+
+@dataclass
+class Source:
+    """One data set: shards, where they come from, and its share of the mix."""
+
+    path: str = MISSING
+    """Folder of shards, relative to `data.root` unless absolute."""
+    domain: str = MISSING
+    weight: float = 1.0
+    licence: str = ""
+    origin: str = ""
+    """Where the annotations and pictures are published."""
+
+
+@dataclass
+class Data:
+    """The stream: sources, their mix, the budgets of a row (data_modules keeps the promises)."""
+
+    root: str = "${cluster.data_root}"
+    prepare: dict[str, Any] | None = None
+    """`_target_` called with `root=` before the sources are opened: makes what is missing."""
+    sources: dict[str, Source] = field(default_factory=dict)
+    heldout: dict[str, Source] = field(default_factory=dict)
+    """Sources the benchmarks read."""
+    max_tokens: int = MISSING
+    """Positions of a row (images, prompts and text)."""
+    max_views: int = 0
+    """Views of a row; 0 = no second budget."""
+    packing: bool = True
+    look_ahead: int = 16
+    chunk: int = 1
+    too_long: str = "error"
+    """error | skip | truncate_text"""
+    num_workers: int = 0
+    bad_budget: float = 0.01
+    """Share of damaged samples beyond which the run stops."""
+    augment: bool = True
+
+
+@dataclass
+class Model:
+    """One MLLM variant: `_target_` nodes of its builder, its processor and its LightningModule."""
+
+    name: str = MISSING
+    build: dict[str, Any] = MISSING
+    processor: dict[str, Any] = MISSING
+    module: dict[str, Any] = MISSING
+    weights: list[str] = field(default_factory=list)
+    """Safetensors loaded before training without a parent (pretrained encoders, a base); relative to the project."""
+
+
+@dataclass
+class Cluster:
+    """Where it runs."""
+
+    accelerator: str = "cpu"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    """auto | ddp | zero2 | zero3 | fsdp2"""
+    precision: str = "32-true"
+    threads: int = 0
+    """torch threads of a process; 0 = torch's own choice."""
+    data_root: str = ".cache/data"
+    """Folder of all shards, relative to the project unless absolute."""
+    weights_root: str = "weights"
+    """Folder of published weights, relative to the project unless absolute."""
+    runs_root: str = "runs"
+
+
+@dataclass
+class Logger:
+    """Who watches besides the run directory."""
+
+    wandb: bool = True
+    """Writes a wandb run; offline unless logged in."""
+    project: str = "bestiary"
+    group: str | None = None
+    """wandb group; null = the sweep's folder in a sweep, else the stage's name."""
+    progress: bool = True
+
+
+@dataclass
+class Run:
+    """Everything a run is asked to be."""
+
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    stage: Stage = field(default_factory=Stage)
+    cluster: Cluster = field(default_factory=Cluster)
+    logger: Logger = field(default_factory=Logger)
+    suite: dict[str, Any] = field(default_factory=dict)
+    """Benchmarks by name, each a `_target_` node."""
+    scale: str = "demo"
+    seed: int = 0
+    run_dir: str | None = None
+    """null = <runs_root>/<stage>/<time>; in a sweep the job's folder."""
+    resume: str | None = None
+    """A run directory, or `auto`: the newest unfinished run of this stage below runs_root."""
+    parent: str | None = None
+    """A run directory, a checkpoint folder or a safetensors file to start from; null = stage.parent."""
+    dry_run: bool = False
+    attention: str = "auto"
+    """auto | sdpa | varlen | flash_attn"""
+
+
+def check_run(run: Run) -> None:
+    """Raises ValueError for values that contradict one another or lie outside their range."""
+    stage, data, cluster = run.stage, run.data, run.cluster
+    _positive("stage.max_steps", stage.max_steps)
+    _positive("stage.batch_size", stage.batch_size)
+    _positive("data.max_tokens", data.max_tokens)
+    _positive("cluster.devices", cluster.devices)
+    _one_of("attention", run.attention, ("auto", "sdpa", "varlen", "flash_attn"))
+    _one_of("data.too_long", data.too_long, ("error", "skip", "truncate_text"))
+    _one_of("cluster.strategy", cluster.strategy, ("auto", "ddp", "zero2", "zero3", "fsdp2"))
+    _one_of("cluster.accelerator", cluster.accelerator, ("cpu", "gpu"))
+    world = cluster.devices * cluster.nodes
+    if stage.batch_size % world:
+        raise ValueError(
+            f"stage.batch_size={stage.batch_size} rows cannot be dealt evenly to {world} processes "
+            f"(cluster.devices={cluster.devices} x cluster.nodes={cluster.nodes}); make it a multiple of {world}"
+        )
+    if not 0 <= stage.schedule.warmup < 1:
+        raise ValueError(f"stage.schedule.warmup={stage.schedule.warmup} is a share of the stage: give 0 <= value < 1")
+    if not 0 <= data.bad_budget <= 1:
+        raise ValueError(f"data.bad_budget={data.bad_budget} is a share of the samples: give 0 <= value <= 1")
+    if not data.sources:
+        raise ValueError("data.sources is empty; choose a data_mix, for example data_mix=sphinxv_stage2")
+    for name, source in data.sources.items():
+        if source.weight < 0:
+            raise ValueError(f"data.sources.{name}.weight={source.weight} is negative; 0 leaves the source out")
+    if run.resume and run.parent:
+        raise ValueError(
+            f"resume={run.resume} continues a run, parent={run.parent} starts a new one from its weights; "
+            "give one of them"
+        )
+
+
+def _positive(name: str, value: int) -> None:
+    if value <= 0:
+        raise ValueError(f"{name}={value} must be positive")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value} is not one of {', '.join(choices)}")

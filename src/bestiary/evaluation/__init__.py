@@ -1,0 +1,1 @@
+"""Benchmarks, scorers, statistics and pictures of results."""

@@ -1,0 +1,74 @@
+"""Asks a model about samples: which samples, which question, in batches, greedily."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bestiary.schema import Processor, Sample, SampleError
+
+if TYPE_CHECKING:
+    from bestiary.mllm import MultimodalLM
+
+
+def first_exchange(sample: Sample) -> tuple[str, str]:
+    """The first question and its answer; later turns are not asked, since gold answers before them would leak."""
+    if len(sample.turns) < 2 or sample.turns[0].role != "human" or sample.turns[1].role != "assistant":
+        roles = ", ".join(turn.role for turn in sample.turns) or "no turns"
+        raise SampleError(sample.key, f"has {roles}; a benchmark sample opens with a question and its answer")
+    return sample.turns[0].text, sample.turns[1].text
+
+
+def only_question(sample: Sample) -> Sample:
+    """The sample without anything the model must not see: no answer, no later turn, no facts."""
+    first_exchange(sample)
+    return replace(sample, turns=sample.turns[:1], meta={})
+
+
+def even_choice(domains: Sequence[str], max_samples: int, *, seed: int) -> list[int]:
+    """Places of at most `max_samples` samples (0 = all), dealt evenly over the domains, in their old order."""
+    if max_samples in (0, len(domains)) or max_samples > len(domains):
+        return list(range(len(domains)))
+    by_domain: dict[str, list[int]] = defaultdict(list)
+    for i in np.random.default_rng(seed).permutation(len(domains)).tolist():
+        by_domain[domains[i]].append(i)
+    longest = max(len(places) for places in by_domain.values())
+    dealt = [by_domain[name][k] for k in range(longest) for name in sorted(by_domain) if k < len(by_domain[name])]
+    return sorted(dealt[:max_samples])
+
+
+def answers(
+    model: MultimodalLM,
+    processor: Processor,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+) -> list[str]:
+    """The greedy answer to each sample's first question, in order of the samples."""
+    stop = processor.stop_sequences()
+    texts: list[str] = []
+    with _evaluating(model):
+        for start in range(0, len(samples), batch_size):
+            examples = [processor.prompt(only_question(s)) for s in samples[start : start + batch_size]]
+            ids = model.generate(examples, max_new_tokens=max_new_tokens, temperature=0.0, stop=stop)
+            assert len(ids) == len(examples), f"{len(ids)} answers to {len(examples)} prompts from generate()"
+            texts += [processor.decode(answer) for answer in ids]
+    return texts
+
+
+@contextmanager
+def _evaluating(model: MultimodalLM) -> Iterator[None]:
+    """Eval mode, and back to what every submodule was: frozen parts stay in eval mode."""
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in was_training:
+            module.training = True

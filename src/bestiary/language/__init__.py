@@ -1,0 +1,1 @@
+"""Language: decoders over transformers, packed attention, generation."""

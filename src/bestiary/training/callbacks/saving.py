@@ -1,0 +1,124 @@
+"""Checkpoints at the stage's rhythm, at the end, and when a signal asks the run to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bestiary.training import checkpoints
+from bestiary.training.callbacks.recording import Recorder, StepClock, report_of
+from bestiary.training.checkpoints import Checkpoint, TrainState
+from bestiary.training.model_state import load_optimizer_tensors, model_tensors, optimizer_tensors
+from bestiary.training.module import MLLMModule
+from bestiary.training.report import gather_objects
+from bestiary.training.run_dir import RunDir
+from bestiary.training.signals import StopRequests
+from bestiary.training.strategies import is_zero
+
+
+class Saving(Callback):
+    """Restores a checkpoint's optimiser at the start and writes checkpoints at step boundaries.
+
+    state: the facts every checkpoint repeats (stage, seed, fingerprint, identity, config); step, totals and lanes are
+    filled in when one is written. trainable_only: leave frozen weights out and list them as absent.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        clock: StepClock,
+        recorder: Recorder,
+        state: TrainState,
+        requests: StopRequests,
+        *,
+        every: int,
+        keep: int,
+        max_steps: int,
+        resumed: Checkpoint | None = None,
+        trainable_only: bool = False,
+    ) -> None:
+        self.run = run
+        self.clock = clock
+        self.recorder = recorder
+        self.state = state
+        self.requests = requests
+        self.every = every
+        self.keep = keep
+        self.max_steps = max_steps
+        self.resumed = resumed
+        self.trainable_only = trainable_only
+        self.last: Path | None = resumed.path if resumed else None
+        self.stopped_by: tuple[int, int] = (0, 0)
+        self.lanes: list[bytes] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Optimiser and generators as they were; the signals are ours from here on."""
+        assert isinstance(pl_module, MLLMModule)
+        self.requests.install()
+        pl_module.stop_signals = self.requests.counts
+        if self.resumed is None:
+            return
+        tensors = self.resumed.optimizer()
+        load_optimizer_tensors(pl_module.model, _optimizer(trainer), tensors, zero=is_zero(trainer.strategy))
+        rng = self.resumed.rng(trainer.global_rank)
+        if rng is not None:
+            checkpoints.set_rng_states(rng)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a checkpoint if it is time, and stop if a signal asks for it."""
+        assert isinstance(pl_module, MLLMModule)
+        report = report_of(pl_module)
+        is_due = self.every > 0 and report.step % self.every == 0
+        must_stop = any(report.stop_signals)
+        if is_due or must_stop or report.step >= self.max_steps:
+            with self.clock.paused():
+                self.save(trainer, pl_module)
+        if must_stop:
+            self.stopped_by = report.stop_signals
+            trainer.should_stop = True
+
+    def save(self, trainer: Trainer, module: MLLMModule) -> None:
+        """Gather from all ranks and write on rank 0."""
+        self.recorder.flush()
+        keep, zero = trainer.is_global_zero, is_zero(trainer.strategy)
+        report = report_of(module)
+        model = model_tensors(module.model, keep=keep, zero=zero)
+        optimizer = optimizer_tensors(module.model, _optimizer(trainer), keep=keep, zero=zero)
+        lanes = {lane: state for part in gather_objects(report.states) for lane, state in part.items()}
+        rng = _numbered(gather_objects(checkpoints.rng_states()))
+        self.lanes = [lanes[lane] for lane in sorted(lanes)]
+        if keep:
+            absent = self._absent(module) if self.trainable_only else []
+            state = replace(self.state, step=report.step, totals=self.recorder.totals, lanes=lanes, absent=absent)
+            weights = {name: value for name, value in model.items() if name not in set(absent)}
+            self.last = checkpoints.write(
+                self.run.checkpoints, state, model=weights, optimizer=optimizer, rng=rng, keep=self.keep
+            )
+            self.run.update(step=report.step)
+        trainer.strategy.barrier("checkpoint")
+
+    def _absent(self, module: MLLMModule) -> list[str]:
+        """State names that do not train."""
+        trainable = {name for name, p in module.model.named_parameters(remove_duplicate=False) if p.requires_grad}
+        return [name for name in module.model.state_dict() if name not in trainable]
+
+
+def _optimizer(trainer: Trainer) -> torch.optim.Optimizer:
+    """The optimiser that holds the moments (DeepSpeed wraps ours)."""
+    optimizer: Any = trainer.strategy.optimizers[0]
+    while not isinstance(optimizer, torch.optim.AdamW) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
+
+
+def _numbered(states: list[dict[str, torch.Tensor]]) -> Mapping[str, torch.Tensor]:
+    """Every rank's generator states under `<rank>/<name>`."""
+    return {f"{rank}/{name}": value for rank, part in enumerate(states) for name, value in part.items()}

@@ -1,0 +1,150 @@
+"""Weights and optimiser moments as plain named tensors, whatever the strategy holds them as.
+
+Sharded tensors are made whole on the way out and cut again on the way in, so a checkpoint does not know the number of
+ranks. All ranks must call together; only rank 0 receives the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from bestiary.training.names import nearest
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor of a shard (all ranks call), the tensor itself otherwise."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A full tensor cut and placed as `target` is."""
+    tensor = tensor.to(device=target.device)
+    return distribute_tensor(tensor, target.device_mesh, target.placements) if isinstance(target, DTensor) else tensor
+
+
+def model_tensors(model: nn.Module, *, keep: bool, zero: bool = False) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by name, on the CPU; empty on ranks that do not `keep` them."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors = {}
+    for name, value in model.state_dict().items():
+        full = _zero_weight(parameters[name]) if zero and name in parameters else whole(value.detach())
+        if keep:
+            tensors[name] = full.cpu()
+    return tensors
+
+
+def load_model_tensors(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str, may_lack: frozenset[str] = frozenset()
+) -> None:
+    """Strict: every name and shape must be the model's; what is not is named with its nearest."""
+    check_names(model, tensors, where=where, may_lack=may_lack)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name in tensors:
+                value.copy_(like(tensors[name], value))
+
+
+def check_names(
+    model: nn.Module, tensors: Mapping[str, Any], *, where: str, may_lack: frozenset[str] = frozenset()
+) -> None:
+    """Raise unless `tensors` has the model's names (but those it `may_lack`) and shapes."""
+    own = model.state_dict()
+    missing = [name for name in own if name not in tensors and name not in may_lack]
+    unexpected = [name for name in tensors if name not in own]
+    if missing or unexpected:
+        problems = []
+        if missing:
+            problems.append(f"lacks {len(missing)} of the model's tensors ({_named(missing, list(tensors))})")
+        if unexpected:
+            problems.append(f"holds {len(unexpected)} that the model has not ({_named(unexpected, list(own))})")
+        raise ValueError(f"{where} {' and '.join(problems)}; was it made by another model or scale?")
+    for name, value in tensors.items():
+        if tuple(value.shape) != tuple(own[name].shape):
+            raise ValueError(
+                f"{where}: {name} has shape {tuple(value.shape)}, the model has {tuple(own[name].shape)}; "
+                "was it made at another scale or with another vocabulary?"
+            )
+
+
+def optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool, zero: bool = False
+) -> dict[str, torch.Tensor]:
+    """AdamW's `exp_avg/<name>`, `exp_avg_sq/<name>` and `step/<name>` on the CPU."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            state = _zero_moments(parameter, optimizer) if zero else optimizer.state[parameter]
+            for key, value in state.items():
+                full = whole(value)
+                if keep:
+                    tensors[f"{key}/{name}"] = full.detach().cpu().clone()
+    return tensors
+
+
+def load_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], *, zero: bool = False
+) -> None:
+    """Put moments back; every trainable parameter must have its own and no other."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    held = {key.partition("/")[2] for key in tensors}
+    if held != set(trainable):
+        odd = sorted(held ^ set(trainable))
+        raise ValueError(
+            f"optimiser state and trainable parameters differ in {len(odd)} names ({', '.join(odd[:4])}); "
+            "a run resumes only with the freeze rules it was started with"
+        )
+    for name, parameter in trainable.items():
+        state = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        if zero:
+            _set_zero_moments(parameter, optimizer, state)
+            continue
+        moments = {key: like(state[key], parameter.detach()) for key in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": state["step"].to(parameter.device), **moments}
+
+
+def _named(names: list[str], others: list[str]) -> str:
+    """The first names, each with the nearest of the others."""
+    parts = []
+    for name in names[:3]:
+        near = nearest(name, others, count=1)
+        parts.append(f"{name}, nearest {near[0]}" if near else name)
+    return "; ".join(parts) + (" ..." if len(names) > 3 else "")
+
+
+def _zero_weight(parameter: nn.Parameter) -> torch.Tensor:
+    """A parameter's full float32 master under DeepSpeed, its own value where DeepSpeed holds none (frozen)."""
+    from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if parameter.requires_grad:
+        master = safe_get_full_fp32_param(parameter)
+        if master is not None:
+            return cast(torch.Tensor, master).detach()
+    if hasattr(parameter, "ds_id"):
+        with GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter.detach()
+
+
+def _zero_moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    steps = [state["step"] for state in optimizer.state.values() if "step" in state]
+    moments = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
+    return {"step": torch.as_tensor(float(steps[0])), **moments}
+
+
+def _set_zero_moments(
+    parameter: nn.Parameter, optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]
+) -> None:
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    for key in ("exp_avg", "exp_avg_sq"):
+        safe_set_full_optimizer_state(parameter, state[key], key)
+    for partition in optimizer.state.values():
+        partition["step"] = state["step"].clone()

@@ -1,0 +1,106 @@
+"""Which run goes on, from where, and whether it may: `resume=<run|auto>` resolved before anything is built."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from bestiary.training.checkpoints import Checkpoint, CheckpointError, newest
+from bestiary.training.run_dir import RunDir, write_atomic
+
+log = logging.getLogger(__name__)
+
+_NEUTRAL = ("cluster.", "logger.", "suite.", "run_dir", "resume", "parent", "dry_run", "attention")
+"""Settings that may differ between a run and its resumption without changing what it computes."""
+
+
+def resume_path(resume: str | None, runs_root: Path, stage: str) -> Path | None:
+    """The run directory to go on with; None starts a new run.
+
+    resume: None, a run directory, or `auto`: the unfinished run of this stage below `runs_root` that was alive last,
+    and a new run if there is none.
+    """
+    if resume is None:
+        return None
+    if resume != "auto":
+        path = Path(resume)
+        if not RunDir(path).exists:
+            near = sorted(str(p.parent) for p in runs_root.glob("**/status.json"))[-3:]
+            raise ValueError(
+                f"resume={resume} is not a run directory (no status.json); the latest are {near or 'none'}"
+            )
+        return path
+    alive: list[tuple[str, Path]] = []
+    for file in runs_root.glob("**/status.json"):
+        status = RunDir(file.parent).status
+        if status.stage == stage and status.state != "finished" and not RunDir(file.parent).is_locked:
+            alive.append((status.heartbeat, file.parent))
+    if not alive:
+        log.info("resume=auto: no unfinished run of stage %s below %s; starting a new one", stage, runs_root)
+    return max(alive)[1] if alive else None
+
+
+def open_run(path: Path, *, resume: bool, stage: str, config: str, resolved: str) -> tuple[RunDir, Checkpoint | None]:
+    """The run directory, made anew or opened to go on from its newest complete checkpoint (None: from step 0).
+
+    config, resolved: YAML text. Of several ranks only the first writes; all read the same checkpoint. The directory
+    stays locked until the process ends, so that no second process trains in it.
+    """
+    run = RunDir(path)
+    is_writer = launched_rank() == 0
+    if not resume:
+        if is_writer:
+            run.start(config=config, resolved=resolved, stage=stage)
+        return run, None
+    if is_writer:
+        run.lock()
+    checkpoint = newest(run.checkpoints)
+    step = checkpoint.state.step if checkpoint else 0
+    if checkpoint is None:
+        log.warning("resume=%s: no complete checkpoint yet; starting again at step 0", path)
+    elif checkpoint.state.stage != stage:
+        raise CheckpointError(
+            f"{path} is a run of stage {checkpoint.state.stage}, not of {stage}; use it as parent={path}"
+        )
+    if is_writer:
+        _warn_of_changes(run, resolved)
+        run.reopen(step)
+        write_atomic(path / "config.resolved.yaml", resolved)
+    return run, checkpoint
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted keys; lists and scalars are leaves."""
+    if not isinstance(tree, Mapping):
+        return {prefix.rstrip("."): tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.")
+    return flat
+
+
+def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """The global rank torchrun or SLURM gave this process; 0 when it was started by hand."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if environment.get(name):
+            return int(environment[name])
+    return 0
+
+
+def _warn_of_changes(run: RunDir, resolved: str) -> None:
+    before = (run.path / "config.resolved.yaml").read_text(encoding="utf-8")
+    old, new = (flatten(OmegaConf.to_container(OmegaConf.create(text))) for text in (before, resolved))
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    changed = [key for key in changed if not key.startswith(_NEUTRAL)]
+    for key in changed:
+        log.warning(
+            "resume: %s was %s and is now %s; the run will not equal an uninterrupted one",
+            key,
+            old.get(key, "absent"),
+            new.get(key, "absent"),
+        )

@@ -1,0 +1,170 @@
+"""Where and how a run computes: Lightning strategies by name, and what differs between them inside a step.
+
+auto, ddp: whole replicas. zero2, zero3: DeepSpeed (extra `deepspeed`), on GPUs and, for tests, on CPUs. fsdp2: sharded
+parameters through Lightning's ModelParallelStrategy. Every strategy averages gradients over ranks; the step undoes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.plugins.precision import HalfPrecision, Precision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bestiary.config import Cluster
+
+_NO_CLIPPING = float("inf")
+
+
+class WholeBatches(HalfPrecision):
+    """Half-precision weights; batches stay as they are (ids and pixels are integers, coordinates need float32)."""
+
+    def convert_input(self, data: Any) -> Any:
+        """The batch, untouched."""
+        return data
+
+
+class AnywhereDeepSpeed(DeepSpeedStrategy):
+    """DeepSpeed that also runs on CPUs, where Lightning's own refuses; used by tests and small machines."""
+
+    def setup_environment(self) -> None:
+        """Skip the check for CUDA."""
+        super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        """Set ranks and join the process group without the check of CUDA device numbers."""
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @property
+    def root_device(self) -> torch.device:
+        """The rank's device; CPUs carry the index 0, which DeepSpeed compares."""
+        assert self.parallel_devices is not None
+        device = self.parallel_devices[self.local_rank]
+        return torch.device("cpu", 0) if device.type == "cpu" else device
+
+
+def check_launch(cluster: Cluster, environment: Mapping[str, str] = os.environ) -> None:
+    """Several processes must have been started by torchrun or SLURM, not by this process.
+
+    (Lightning's own launcher repeats the command line in sub-processes, which under Hydra composes a second run.)
+    """
+    wanted = cluster.devices * cluster.nodes
+    started = int(environment.get("WORLD_SIZE") or environment.get("SLURM_NTASKS") or 1)
+    if wanted > 1 and started != wanted:
+        raise ValueError(
+            f"cluster asks for {cluster.nodes} x {cluster.devices} processes but {started} was started; launch with "
+            f"`torchrun --nnodes {cluster.nodes} --nproc_per_node {cluster.devices} train.py ...` or through SLURM"
+        )
+
+
+def build_strategy(cluster: Cluster, *, clip_norm: float) -> Strategy | str:
+    """The Lightning strategy of `cluster.strategy`; one that this machine lacks parts for raises."""
+    world = cluster.devices * cluster.nodes
+    backend = "nccl" if cluster.accelerator == "gpu" else "gloo"
+    match cluster.strategy:
+        case "auto" | "ddp" if world == 1:
+            return "auto"
+        case "auto" | "ddp":
+            return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
+        case "zero2" | "zero3":
+            return _deepspeed(int(cluster.strategy[-1]), backend, cluster.precision, clip_norm)
+        case "fsdp2":
+            return ModelParallelStrategy(
+                data_parallel_size=world, tensor_parallel_size=1, process_group_backend=backend
+            )
+        case other:
+            raise ValueError(f"cluster.strategy={other} is not one of auto, ddp, zero2, zero3, fsdp2")
+
+
+def precision_plugin(precision: str) -> Precision | None:
+    """A plugin for the precisions whose default would rewrite batches; None leaves the choice to Lightning."""
+    if precision in ("bf16-true", "16-true"):
+        return WholeBatches(cast(Any, precision))
+    return None
+
+
+def environment_plugin() -> SLURMEnvironment | None:
+    """SLURM without Lightning's own requeueing (our signals write the checkpoint); None outside SLURM."""
+    return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
+
+
+def _deepspeed(stage: int, backend: str, precision: str, clip_norm: float) -> Strategy:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(f"cluster.strategy=zero{stage} needs DeepSpeed: pip install 'bestiary[deepspeed]'")
+    if backend == "gloo":
+        if precision.startswith("16"):
+            raise ValueError(f"cluster.precision={precision} is not possible with DeepSpeed on CPUs; take bf16-mixed")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    config = {
+        "zero_optimization": {"stage": stage, "overlap_comm": backend == "nccl", "contiguous_gradients": True},
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": clip_norm,
+        "train_micro_batch_size_per_gpu": 1,
+    }
+    return AnywhereDeepSpeed(config=config, process_group_backend=backend)
+
+
+def is_zero(strategy: Strategy) -> bool:
+    """True under DeepSpeed, whose engine holds gradients, clips them and steps."""
+    return isinstance(strategy, DeepSpeedStrategy)
+
+
+def is_sharded(strategy: Strategy) -> bool:
+    """True where a forward needs every rank (parameters are gathered on use)."""
+    if isinstance(strategy, DeepSpeedStrategy):
+        return bool(cast(Any, strategy).zero_stage_3)
+    return isinstance(strategy, ModelParallelStrategy)
+
+
+def shard_for_strategy(strategy: Strategy, model: nn.Module) -> None:
+    """FSDP2: one shard group per decoder block, one for the rest. Nothing under other strategies."""
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    if isinstance(model, FSDPModule):
+        return
+    mesh = strategy.device_mesh["data_parallel"]
+    for module in list(model.modules()):
+        if isinstance(module, nn.ModuleList) and any(p.requires_grad for p in module.parameters()):
+            for block in module:
+                fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+@contextlib.contextmanager
+def accumulating(strategy: Strategy, model: nn.Module, *, last: bool) -> Iterator[None]:
+    """Around a backward: gradients travel between ranks only on a step's last micro-batch."""
+    wrapped = strategy.model
+    if isinstance(wrapped, DistributedDataParallel) and not last:
+        with wrapped.no_sync():
+            yield
+        return
+    if isinstance(strategy, ModelParallelStrategy):
+        cast(Any, model).set_requires_gradient_sync(last)
+    elif is_zero(strategy):
+        cast(Any, wrapped).set_gradient_accumulation_boundary(last)
+    yield
+
+
+def clip_gradients(strategy: Strategy, parameters: list[nn.Parameter], max_norm: float) -> torch.Tensor | None:
+    """Clip by the global norm (0 = not at all); returns the norm before, None where the engine clips itself."""
+    if is_zero(strategy):
+        return None
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm or _NO_CLIPPING)
+    return cast(torch.Tensor, cast(Any, norm).full_tensor()) if hasattr(norm, "full_tensor") else norm
+
+
+def norm_after_step(strategy: Strategy) -> torch.Tensor:
+    """The gradient norm that DeepSpeed's engine computed in its step."""
+    norm = cast(Any, strategy.model).get_global_grad_norm()
+    return torch.as_tensor(float("nan") if norm is None else norm, device=strategy.root_device)

@@ -1,0 +1,221 @@
+"""Published checkpoints to ours and back: rules of names, strict both ways, and strict loading of our own files.
+
+A variant lists `Rule`s; everything else is done here. A rule may rename, cut one stacked tensor into ours (query, key
+and value; gate and up) or reorder the rows of a rotary projection. Because a rule works in both directions, a
+published name maps to ours exactly as long as the same checkpoint can be written back.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from bestiary.language.decoder import Decoder
+
+FIELDS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias", "rest": ".+"}
+"""What a `{field}` of a rule's template stands for."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One published name (a template, see `FIELDS`) and ours; several of ours are stacked rows of theirs, in order.
+
+    rotary: the rows are pairs of neighbours in the published tensor (Meta's layout) and halves in ours.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    rotary: bool = False
+
+    @cached_property
+    def their_pattern(self) -> re.Pattern[str]:
+        """Matches a published name."""
+        return _pattern(self.theirs)
+
+    @cached_property
+    def our_patterns(self) -> tuple[re.Pattern[str], ...]:
+        """Match our names, one for each part."""
+        return tuple(_pattern(name) for name in self.ours)
+
+    @property
+    def converts(self) -> bool:
+        """Whether values move, not only names."""
+        return self.rotary or len(self.ours) > 1
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    escaped = re.escape(template)
+    for field, meaning in FIELDS.items():
+        escaped = escaped.replace(re.escape("{" + field + "}"), f"(?P<{field}>{meaning})")
+    return re.compile(escaped)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a load or a conversion did, by our names; `missing` and `unexpected` are empty unless it raised."""
+
+    matched: tuple[str, ...]
+    converted: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.matched)} matched, {len(self.converted)} converted, "
+            f"{len(self.missing)} missing, {len(self.unexpected)} unexpected"
+        )
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A variant's rules. `head_dim` of every method is the decoder's, which the rotary rows need."""
+
+    rules: tuple[Rule, ...]
+
+    def to_ours(self, state: Mapping[str, torch.Tensor], *, head_dim: int) -> dict[str, torch.Tensor]:
+        """Published tensors under our names; a name without a rule raises."""
+        out: dict[str, torch.Tensor] = {}
+        for name, tensor in state.items():
+            rule, fields = self._rule_of(name)
+            value = _halves(tensor, head_dim) if rule.rotary else tensor
+            for ours, part in zip(rule.ours, _parts(name, value, len(rule.ours)), strict=True):
+                out[ours.format(**fields)] = part
+        return out
+
+    def to_reference(self, state: Mapping[str, torch.Tensor], *, head_dim: int) -> dict[str, torch.Tensor]:
+        """Our tensors under the published names; a name without a rule, or half of a stack, raises."""
+        stacks: dict[str, tuple[Rule, dict[int, torch.Tensor]]] = {}
+        for name, tensor in state.items():
+            rule, part, theirs = self._place_of(name)
+            stacks.setdefault(theirs, (rule, {}))[1][part] = tensor
+        out: dict[str, torch.Tensor] = {}
+        for theirs, (rule, parts) in stacks.items():
+            if len(parts) != len(rule.ours):
+                raise ValueError(f"{theirs} needs {len(rule.ours)} of our tensors ({rule.ours}), found {len(parts)}")
+            value = torch.cat([parts[n] for n in range(len(parts))]) if len(parts) > 1 else parts[0]
+            out[theirs] = _pairs(value, head_dim) if rule.rotary else value
+        return out
+
+    def manifest(self, model: nn.Module, *, head_dim: int) -> dict[str, tuple[int, ...]]:
+        """Published names and shapes of a model (on the meta device, of any size)."""
+        meta = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in self.to_reference(meta, head_dim=head_dim).items()}
+
+    def load_reference(self, model: nn.Module, state: Mapping[str, torch.Tensor], *, head_dim: int) -> Report:
+        """Put published tensors into the model, strictly."""
+        report = load_state(model, self.to_ours(state, head_dim=head_dim), origin="published weights")
+        moved = {name for name in report.matched if self.rules[self._index_of(name)].converts}
+        return Report(tuple(n for n in report.matched if n not in moved), tuple(sorted(moved)))
+
+    def _rule_of(self, theirs: str) -> tuple[Rule, dict[str, str]]:
+        for rule in self.rules:
+            if match := rule.their_pattern.fullmatch(theirs):
+                return rule, match.groupdict()
+        known = [rule.theirs for rule in self.rules]
+        raise ValueError(f"no rule for the published name {theirs}; nearest: {_nearest(theirs, known)}")
+
+    def _index_of(self, ours: str) -> int:
+        for index, rule in enumerate(self.rules):
+            if any(pattern.fullmatch(ours) for pattern in rule.our_patterns):
+                return index
+        known = [name for rule in self.rules for name in rule.ours]
+        raise ValueError(f"no rule for our name {ours}; nearest: {_nearest(ours, known)}")
+
+    def _place_of(self, ours: str) -> tuple[Rule, int, str]:
+        rule = self.rules[self._index_of(ours)]
+        for part, pattern in enumerate(rule.our_patterns):
+            if match := pattern.fullmatch(ours):
+                return rule, part, rule.theirs.format(**match.groupdict())
+        raise AssertionError(ours)
+
+
+def _parts(name: str, stack: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    if count == 1:
+        return (stack,)
+    if stack.shape[0] % count:
+        raise ValueError(f"{name} has {stack.shape[0]} rows, not a multiple of {count}; is it the tensor it is named?")
+    return stack.chunk(count)
+
+
+def _halves(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Rows (2i, 2i + 1) of a head that rotate together, to (i, i + half)."""
+    return rows.reshape(-1, head_dim // 2, 2, rows.shape[1]).transpose(1, 2).flatten(0, 2)
+
+
+def _pairs(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """The inverse of `_halves`."""
+    return rows.reshape(-1, 2, head_dim // 2, rows.shape[1]).transpose(1, 2).flatten(0, 2)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    return ", ".join(difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)) or "none"
+
+
+def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, origin: str) -> Report:
+    """Load strictly: every name and shape must agree, otherwise nothing is loaded and the differences are listed.
+
+    Parameters on the meta device take the given tensors as they are; others are copied into.
+    """
+    own = model.state_dict()
+    check_names(own, {name: tuple(tensor.shape) for name, tensor in state.items()}, origin=origin)
+    on_meta = any(tensor.is_meta for tensor in own.values())
+    model.load_state_dict(dict(state), strict=True, assign=on_meta)
+    for module in list(model.modules()) if on_meta else []:
+        if isinstance(module, Decoder):
+            module.restore_buffers()
+    return Report(tuple(own))
+
+
+def check_names(own: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], *, origin: str) -> None:
+    """Raise one line that names what is missing, unexpected or of another shape, with the nearest names."""
+    missing = [name for name in own if name not in shapes]
+    unexpected = [name for name in shapes if name not in own]
+    wrong = [name for name in shapes if name in own and shapes[name] != tuple(own[name].shape)]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing, first {missing[0]} (nearest: {_nearest(missing[0], unexpected)})")
+    if unexpected:
+        near = _nearest(unexpected[0], missing or own)
+        problems.append(f"{len(unexpected)} unexpected, first {unexpected[0]} (nearest: {near})")
+    if wrong:
+        name = wrong[0]
+        problems.append(f"{len(wrong)} of another shape, first {name}: {shapes[name]}, not {tuple(own[name].shape)}")
+    if problems:
+        raise ValueError(f"{origin} do not fit the model: {'; '.join(problems)}; was it built with the same sizes?")
+
+
+def load_weights(model: nn.Module, path: str | Path) -> Report:
+    """Load our own weights strictly: a .safetensors file, or a folder of them (parts of one state).
+
+    Never reads pickles. A wrong, truncated or partial file raises ValueError and leaves the model as it was.
+    """
+    files = weight_files(Path(path))
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names = list(tensors.keys())
+                if twice := [name for name in names if name in state]:
+                    raise ValueError(f"{file}: {twice[0]} is also in another file of {path}; keep one set of weights")
+                state.update({name: tensors.get_tensor(name) for name in names})
+        except SafetensorError as error:
+            raise ValueError(f"{file} is not a whole safetensors file ({error}); copy or download it again") from error
+    return load_state(model, state, origin=f"weights of {path}")
+
+
+def weight_files(path: Path) -> Sequence[Path]:
+    """The safetensors files a path stands for; raises when there is none."""
+    if path.is_file() and path.suffix == ".safetensors":
+        return [path]
+    if path.is_dir() and (files := sorted(path.glob("*.safetensors"))):
+        return files
+    there = "no such path" if not path.exists() else "no .safetensors there; pickled checkpoints are not read"
+    raise ValueError(f"{path}: {there}; give a .safetensors file or a folder that holds some")

@@ -1,0 +1,277 @@
+"""SPHINX's processor: one image in front of the text.
+
+A sequence is [BOS] [image_rows positions of the image] [text]: the visual rows stand between BOS and the words,
+whichever turn speaks of the picture (LLaMA2-Accessory accessory/model/LLM/llama_ens5.py @ 3777c43). Text is checked,
+tokenised and measured before the image is decoded, so a sample that cannot be used costs little.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+
+from bestiary.schema import (
+    IGNORE,
+    Example,
+    RegionRows,
+    Sample,
+    SampleError,
+    SampleTooLongError,
+    Slot,
+    Turn,
+)
+from bestiary.text import chat
+from bestiary.text.tokenizer import load_tokenizer
+from bestiary.vision.geometry import square_canvas
+from bestiary.vision.image import decode_rgb
+
+Rng = np.random.Generator | np.random.RandomState
+TOO_LONG = ("error", "skip", "truncate_text")
+
+
+class SphinxProcessor:
+    """Sample -> Example for SPHINX: chat text, label mask, image canvas, and the room they take.
+
+    tokenizer: path of a sentencepiece model.
+    canvas_px: side of the square the image is padded and resized to. image_rows: positions one image takes, tags
+        included (1455 for five views of 291). num_views: views the encoders see of one image.
+    max_tokens: positions of a row; what the image leaves of it is the text's.
+    template: a chat of `chat.TEMPLATES`, or a question form of `chat.SINGLE_TURN` (an instruction's further input is
+        then `sample.meta["input"]`).
+    too_long: "truncate_text" cuts the text's end, never a visual position; "error" and "skip" raise SampleTooLongError, and
+        the stream decides.
+    reference_quirks: what the published loader does where ours differs: labels by search, the right cut, empty answers,
+        prompts verbatim, id 0 never learned.
+    exact_pil: Pillow's resampling instead of the faster one at most two grey levels away.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: str,
+        canvas_px: int,
+        image_rows: int,
+        num_views: int,
+        max_tokens: int,
+        template: str = "current",
+        too_long: str = "error",
+        reference_quirks: bool = False,
+        exact_pil: bool = False,
+    ) -> None:
+        if too_long not in TOO_LONG:
+            raise ValueError(f"too_long={too_long!r} is unknown; choose one of {', '.join(TOO_LONG)}")
+        self.tokenizer = load_tokenizer(tokenizer)
+        self.canvas_px = canvas_px
+        self.image_rows = image_rows
+        self.num_views = num_views
+        self.max_tokens = max_tokens
+        self.template = template
+        self.too_long = "truncate_text" if reference_quirks else too_long
+        self.reference_quirks = reference_quirks
+        self.exact_pil = exact_pil
+        self._chat: chat.ChatTemplate | None = None
+        self._prompt_chat: chat.ChatTemplate | None = None
+        if template not in chat.SINGLE_TURN:
+            self._chat = chat.template_named(template)
+            self._prompt_chat = chat.template_named(self._chat.prompt) if self._chat.prompt else self._chat
+        self._stops = self._find_stops()
+        self._require_room(image_rows)
+
+    # The contract of schema.Processor
+
+    def __call__(self, sample: Sample, *, rng: Rng | None = None) -> Example:
+        """A training example; see `schema.Processor`."""
+        with _naming(sample):
+            ids, labels = self._training_text(sample)
+            return self._example(sample, ids, labels, rng)
+
+    def prompt(self, sample: Sample) -> Example:
+        """The sequence up to the answer to the last human turn; what comes after that turn is left out."""
+        with _naming(sample):
+            ids = self._prompt_text(sample)
+            self._require_fit(sample, len(ids))
+            return self._example(sample, ids, [IGNORE] * len(ids), None)
+
+    def stop_sequences(self) -> list[list[int]]:
+        """EOS, and the end signal's ids after a space and right after other characters."""
+        return [list(ids) for ids in self._stops]
+
+    def decode(self, ids: list[int]) -> str:
+        """Generated ids to text, stripped."""
+        return self.tokenizer.decode(ids).strip()
+
+    # For the stream
+
+    def lengths(self, sample: Sample) -> tuple[int, int]:
+        """(positions, views) of the training example, without decoding its image."""
+        with _naming(sample):
+            ids, _ = self._training_text(sample)
+            return len(ids) + self._num_visual(sample), self.num_views * len(sample.images)
+
+    def fingerprint(self) -> str:
+        """A digest of everything that shapes examples: the settings and the tokenizer's content."""
+        settings = {k: v for k, v in sorted(vars(self).items()) if isinstance(v, str | int | bool)}
+        told = f"{type(self).__name__} {settings} {self.tokenizer.sha256}"
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    # Text
+
+    def _training_text(self, sample: Sample) -> tuple[list[int], list[int]]:
+        turns = self._turns(sample)
+        answers = [turn.text for turn in turns if turn.role == "assistant"]
+        if not answers:
+            raise ValueError("there is no assistant answer to learn; add one or use the sample for prompts only")
+        if not self.reference_quirks and not all(answers):
+            raise ValueError("an assistant answer is empty; fill it or drop the turn")
+        if self._chat is None:
+            question, answer = self._single(turns)
+            prompt = chat.single_turn_prompt(self.template, question, sample.meta.get("input"))
+            ids, labels = chat.encode_single_turn(self.tokenizer, prompt, answer)
+        else:
+            rendered = chat.render(self._chat, turns)
+            ids, labels = chat.encode_rendered(self.tokenizer, rendered, search=self.reference_quirks)
+        if self.reference_quirks:  # 0 is the published loss's ignored label
+            labels = [label or IGNORE for label in labels]
+        return self._cut(sample, ids, labels)
+
+    def _prompt_text(self, sample: Sample) -> list[int]:
+        turns = self._turns(sample, verbatim=self.reference_quirks)
+        while turns and turns[-1].role != "human":
+            turns.pop()
+        if not turns:
+            raise ValueError("there is no human turn to answer; add the question")
+        if self._prompt_chat is None:
+            if len(turns) != 1:
+                raise ValueError(f"template {self.template} takes one question, not {len(turns)} turns")
+            text = chat.single_turn_prompt(self.template, turns[0].text, sample.meta.get("input"))
+        else:
+            text = chat.render(self._prompt_chat, turns, is_open=True).text
+        return chat.encode_prompt(self.tokenizer, text)
+
+    def _turns(self, sample: Sample, *, verbatim: bool = False) -> list[Turn]:
+        """The sample's turns, checked and cleaned; the sample itself is left alone."""
+        self._check(sample)
+        for number, turn in enumerate(sample.turns, 1):
+            if turn.role not in ("human", "assistant"):
+                raise ValueError(f"turn {number} has role {turn.role!r}; use human or assistant")
+            if not isinstance(turn.text, str):
+                raise ValueError(f"turn {number} is {turn.text!r}, not text; write it as a string")
+        verbatim = verbatim or (self._chat is None and self.reference_quirks)
+        if verbatim:
+            return list(sample.turns)
+        form = self._chat or chat.TEMPLATES["current"]
+        return [replace(turn, text=chat.clean(turn.text, form)) for turn in sample.turns]
+
+    def _single(self, turns: list[Turn]) -> tuple[str, str]:
+        if [turn.role for turn in turns] != ["human", "assistant"]:
+            raise ValueError(f"template {self.template} takes one question and one answer, not {len(turns)} turns")
+        return turns[0].text, turns[1].text
+
+    def _check(self, sample: Sample) -> None:
+        """Raises for what this model cannot mean."""
+        if not sample.turns:
+            raise ValueError("the conversation is empty; give it a human and an assistant turn")
+        if len(sample.images) > 1:
+            raise ValueError(f"{len(sample.images)} images, but this model takes one; join them into one picture")
+        if not sample.images and any(chat.IMAGE_TAG in str(turn.text) for turn in sample.turns):
+            raise ValueError(f"the text speaks of an {chat.IMAGE_TAG} but the sample has none; add it or cut the tag")
+        self._check_regions(sample)
+
+    def _check_regions(self, sample: Sample) -> None:
+        if sample.regions:
+            raise ValueError(f"{len(sample.regions)} regions, but SPHINX takes no prompts; use sphinx_v or drop them")
+
+    def _find_stops(self) -> list[list[int]]:
+        stops = [[self.tokenizer.eos_id]]
+        if self._prompt_chat is not None:
+            signal = self._prompt_chat.signal
+            for ids in (self.tokenizer.encode_segment(signal), self.tokenizer.encode_wo_prefix_space(signal)):
+                if ids not in stops:
+                    stops.append(ids)
+        return stops
+
+    # Room
+
+    def _num_visual(self, sample: Sample) -> int:
+        """Positions of the sample that are not text."""
+        return self.image_rows * len(sample.images) + self._num_region_rows(sample)
+
+    def _num_region_rows(self, sample: Sample) -> int:
+        return 0
+
+    def _require_room(self, num_visual: int) -> None:
+        frame = chat.render(self._chat, (), is_open=True).text if self._chat else ""
+        num_text = len(chat.encode_prompt(self.tokenizer, frame))
+        if num_visual + num_text >= self.max_tokens:
+            raise ValueError(
+                f"max_tokens={self.max_tokens} leaves no room for words: an image takes {num_visual} positions and the "
+                f"frame of a conversation {num_text}; set max_tokens well above {num_visual + num_text}"
+            )
+
+    def _cut(self, sample: Sample, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+        if self.too_long != "truncate_text":
+            self._require_fit(sample, len(ids))
+        room = self.max_tokens - self._num_visual(sample)
+        if all(label == IGNORE for label in labels[1:room]):
+            raise ValueError(f"cut from {len(ids)} to {room} text tokens no answer is left; raise max_tokens")
+        return ids[:room], labels[:room]
+
+    def _require_fit(self, sample: Sample, num_text: int) -> None:
+        num_visual = self._num_visual(sample)
+        if num_text + num_visual > self.max_tokens:
+            raise SampleTooLongError(
+                sample.key,
+                f"{num_text} text tokens and {num_visual} visual positions make {num_text + num_visual}, but a row "
+                f"holds max_tokens={self.max_tokens}; raise it, shorten the text, or set too_long to skip or "
+                "truncate_text",
+                num_text + num_visual,
+                self.max_tokens,
+            )
+
+    # Pixels and the whole
+
+    def _example(self, sample: Sample, ids: list[int], labels: list[int], rng: Rng | None) -> Example:
+        regions: RegionRows | None = None
+        pixels = np.zeros((0, 3, self.canvas_px, self.canvas_px), dtype=np.uint8)
+        if sample.images:
+            rgb_HWC = decode_rgb(sample.images[0])
+            canvas_SSC = square_canvas(rgb_HWC, self.canvas_px, exact_pil=self.exact_pil)
+            pixels = np.ascontiguousarray(canvas_SSC.transpose(2, 0, 1))[None]
+            regions = self._region_rows(sample, rgb_HWC.shape[1], rgb_HWC.shape[0], rng)
+        num_image, num_region = self.image_rows * len(sample.images), self._num_region_rows(sample)
+        slots = np.full(len(ids) + num_image + num_region, Slot.TEXT, dtype=np.uint8)
+        slots[1 : 1 + num_image] = Slot.IMAGE
+        slots[1 + num_image : 1 + num_image + num_region] = Slot.REGION
+        is_text = slots == Slot.TEXT
+        all_ids = np.zeros(len(slots), dtype=np.int64)
+        all_labels = np.full(len(slots), IGNORE, dtype=np.int64)
+        all_ids[is_text], all_labels[is_text] = ids, labels
+        return Example(
+            ids=all_ids,
+            labels=all_labels,
+            slots=slots,
+            pixels=pixels,
+            regions=regions,
+            num_views=self.num_views * len(sample.images),
+            key=sample.key,
+            source=sample.source,
+            domain=sample.domain,
+        )
+
+    def _region_rows(self, sample: Sample, width: int, height: int, rng: Rng | None) -> RegionRows | None:
+        return None
+
+
+@contextmanager
+def _naming(sample: Sample) -> Iterator[None]:
+    """Names the sample in every error about its data."""
+    try:
+        yield
+    except SampleError:
+        raise
+    except ValueError as error:
+        raise SampleError(sample.key, str(error)) from error

@@ -1,0 +1,235 @@
+"""Shards: what is written is what is read, by us and by webdataset, and nothing else is ever accepted."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from bestiary.schema import Region, Sample, SampleError, Turn
+from data_modules.records import DamagedSampleError, Reason, from_members, to_members
+from data_modules.shards import ShardSet, ShardWriter, read_source, write_samples
+from data_modules.ustar import TarError, member, parse_members
+from tests.data_modules.making import picture, sample, source
+
+
+def write(folder: Path, count: int = 12) -> ShardSet:
+    return source(folder, "toys", count)
+
+
+def test_samples_come_back_equal_in_any_order(tmp_path: Path) -> None:
+    shards = write(tmp_path / "toys")
+    assert [shard.samples for shard in shards.shards] == [5, 5, 2]
+    for number in (11, 0, 5, 4, 7):
+        assert shards[number] == sample("toys", number)
+    assert list(shards) == [sample("toys", number) for number in range(12)]
+    assert list(shards.keys()) == [s.key for s in shards] == [shards.key(number) for number in range(12)]
+    assert shards.verify() == []
+
+
+def test_several_images_keep_their_order(tmp_path: Path) -> None:
+    many = Sample("many", "toys", "natural", (Turn("human", "ä?"),), tuple(picture(n) for n in range(12)))
+    assert write_samples(tmp_path / "s", [many], source="toys")[0] == many
+
+
+def test_equal_samples_give_equal_bytes(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a"), write(tmp_path / "b")
+    assert first.index_hash == second.index_hash
+    for path in sorted(first.folder.iterdir()):
+        assert path.read_bytes() == (second.folder / path.name).read_bytes()
+
+
+def test_plain_webdataset_and_tarfile_read_our_shards(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    shards = write(tmp_path / "toys")
+    tars = [str(shards.folder / shard.file) for shard in shards.shards]
+    read = list(webdataset.WebDataset(tars, shardshuffle=False, empty_check=False))
+    assert [record["__key__"] for record in read] == list(shards.keys())
+    assert read[0]["png"] == picture(0)
+    assert json.loads(read[1]["json"])["turns"][0]["text"] == "what 1?"
+    with tarfile.open(tars[0]) as tar:
+        members = tar.getmembers()
+    assert all(m.isreg() and m.mtime == 0 and not m.pax_headers for m in members)
+
+
+def test_an_open_source_can_be_pickled_and_keeps_few_shards_open(tmp_path: Path) -> None:
+    shards = ShardSet(write(tmp_path / "toys", 30).folder, max_open=2)
+    assert [shards[number].key for number in range(30)] == list(shards.keys())
+    assert len(shards._open) == 2
+    assert pickle.loads(pickle.dumps(shards))[29] == shards[29]
+
+
+def test_an_interrupted_writer_leaves_no_source(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="power"), ShardWriter(tmp_path, source="toys", samples_per_shard=2) as writer:
+        for number in range(5):
+            writer.write(sample("toys", number))
+        raise RuntimeError("power cut")
+    with pytest.raises(FileNotFoundError, match="not finished"):
+        read_source(tmp_path)
+    again = write_samples(tmp_path, [sample("toys", 0)], source="toys")
+    assert len(again) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "shard-00000.idx",
+        "shard-00000.keys",
+        "shard-00000.tar",
+        "source.json",
+    ]
+
+
+def test_a_finished_source_is_only_replaced_on_demand(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        write(tmp_path)
+    assert len(write_samples(tmp_path, [sample("toys", 0)], source="toys", overwrite=True)) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": "a.b"}, "key must match"),
+        ({"key": "../a"}, "key must match"),
+        ({"key": "x" * 200}, "key must match"),
+        ({"source": "other"}, "does not belong"),
+        ({"domain": ""}, "domain is empty"),
+        ({"turns": ()}, "conversation is empty"),
+        ({"turns": (Turn("system", "x"),)}, "neither human nor assistant"),  # type: ignore[arg-type]
+        ({"images": (b"GIF89a",)}, "encode it as"),
+        ({"images": ()}, "no image"),
+        ({"meta": {"x": float("nan")}}, "not plain JSON"),
+        ({"regions": (Region("point", (0.5, 1.5), 1),)}, r"must lie in \[0, 1\]"),
+        ({"regions": (Region("point", (0.5, float("nan")), 1),)}, r"must lie in \[0, 1\]"),
+        ({"regions": (Region("box", (0.5, 0.5, 0.5, 0.6), 1),)}, "x0 < x1"),
+        ({"regions": (Region("box", (0.5, 0.5), 1),)}, "do not make a box"),
+        ({"regions": (Region("stroke", (0.5, 0.5, 0.1), 1),)}, "do not make a stroke"),
+        ({"regions": (Region("point", (0.5, 0.5), 0),)}, "whole number from 1"),
+    ],
+)
+def test_the_writer_refuses_what_no_reader_accepts(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    good = sample("toys", 1)
+    facts = {name: getattr(good, name) for name in Sample.__slots__}
+    with pytest.raises(SampleError, match=message), ShardWriter(tmp_path, source="toys") as writer:
+        writer.write(Sample(**{**facts, **change}))  # type: ignore[arg-type]
+    with pytest.raises(SampleError, match="unique"), ShardWriter(tmp_path, source="toys") as writer:
+        writer.write(good)
+        writer.write(good)
+    with pytest.raises(ValueError, match="at least one"), ShardWriter(tmp_path, source="toys"):
+        pass
+
+
+def test_damage_is_named_with_key_and_shard_and_stays_with_its_sample(tmp_path: Path) -> None:
+    shards = write(tmp_path)
+    tar = tmp_path / shards.shards[1].file
+    data = bytearray(tar.read_bytes())
+    place = data.find(b"what 6?")
+    data[place] ^= 1
+    cut = data.find(b"toys-00009.json")
+    tar.write_bytes(data[: cut + 700])
+    shards = ShardSet(tmp_path)
+    for number, reason in ((6, Reason.RECORD), (9, Reason.CUT)):
+        with pytest.raises(DamagedSampleError, match=rf"sample toys-0000{number}: .*shard-00001.tar") as caught:
+            shards[number]
+        assert caught.value.reason is reason
+        assert pickle.loads(pickle.dumps(caught.value)).reason is reason
+    assert [shards[number].key for number in (5, 7, 8, 10)]
+    assert len(shards.verify()) == 2
+
+
+def test_a_source_that_lost_or_changed_files_is_refused(tmp_path: Path) -> None:
+    shards = write(tmp_path)
+    index = tmp_path / "shard-00000.idx"
+    good = index.read_bytes()
+    index.write_bytes(bytes(len(good)))
+    with pytest.raises(ValueError, match="not the index"):
+        ShardSet(tmp_path)[0]
+    index.write_bytes(good[:-1])
+    with pytest.raises(ValueError, match="needs? "):
+        ShardSet(tmp_path)[0]
+    index.write_bytes(good)
+    facts = json.loads((tmp_path / "source.json").read_text())
+    facts["shards"][0]["file"] = "../elsewhere.tar"
+    (tmp_path / "source.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="plain .tar file name"):
+        ShardSet(tmp_path)
+    (tmp_path / "source.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        ShardSet(tmp_path)
+    (tmp_path / "source.json").unlink()
+    with pytest.raises(FileNotFoundError, match="not finished"):
+        ShardSet(tmp_path)
+    assert len(shards) == 12
+
+
+def test_a_missing_shard_and_a_linked_shard_are_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    tar = tmp_path / "shard-00001.tar"
+    moved = tar.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="missing"):
+        ShardSet(tmp_path)
+    tar.symlink_to(moved)
+    with pytest.raises(ValueError, match="not a regular file"):
+        ShardSet(tmp_path)[5]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("a.json", tarfile.SYMTYPE, "plain files only"),
+        ("a.json", tarfile.LNKTYPE, "plain files only"),
+        ("a.json", tarfile.CHRTYPE, "plain files only"),
+        ("a.json", tarfile.DIRTYPE, "plain files only"),
+        ("a.json", tarfile.XHDTYPE, "plain files only"),
+        ("a.json", tarfile.GNUTYPE_LONGNAME, "plain files only"),
+        ("a.json", tarfile.GNUTYPE_SPARSE, "plain files only"),
+        ("../a.json", tarfile.REGTYPE, "not <key>.<extension>"),
+        ("/etc/a.json", tarfile.REGTYPE, "not <key>.<extension>"),
+        (".a.json", tarfile.REGTYPE, "not <key>.<extension>"),
+        ("a", tarfile.REGTYPE, "not <key>.<extension>"),
+    ],
+)
+def test_crafted_members_are_refused(name: str, kind: bytes, message: str) -> None:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    info.linkname = "/etc/passwd"
+    data = info.tobuf(tarfile.USTAR_FORMAT)
+    with pytest.raises(TarError, match=message):
+        list(parse_members(memoryview(data), 0, len(data)))
+
+
+def test_members_that_announce_more_than_they_have_are_refused() -> None:
+    data = member("a.json", b"{}" * 400)
+    with pytest.raises(TarError, match="announces 800 bytes"):
+        list(parse_members(memoryview(data), 0, 1024))
+    with pytest.raises(TarError, match="no tar header"):
+        list(parse_members(memoryview(bytes(512)), 0, 512))
+    parsed = list(parse_members(memoryview(data), 0, len(data)))
+    with tarfile.open(fileobj=io.BytesIO(data + bytes(1024))) as tar:
+        assert [(m.name, m.size, m.offset_data) for m in tar] == [("a.json", 800, parsed[0].start)]
+
+
+@pytest.mark.parametrize(
+    ("extension", "data", "message"),
+    [
+        ("pkl", b"x", "not on the list"),
+        ("0.pyd", b"x", "not on the list"),
+        ("webp", b"x", "record names images"),
+        ("json", b"{", "not a sample"),
+        ("json", b'{"a": NaN}', "not a sample"),
+        ("json", b"\xff\xfe", "not a sample"),
+        ("json", b"[]", "not a sample"),
+        ("json", b"[" * 100_000, "not a sample"),
+        ("json", b"{}", "not a sample"),
+    ],
+)
+def test_foreign_members_and_broken_records_are_damage(extension: str, data: bytes, message: str) -> None:
+    members = {name: memoryview(content) for name, content in to_members(sample("toys", 1))}
+    assert from_members("toys-00001", members) == sample("toys", 1)
+    with pytest.raises(DamagedSampleError, match=message):
+        from_members("toys-00001", {**members, extension: memoryview(data)})
+    with pytest.raises(DamagedSampleError, match="json is missing"):
+        from_members("toys-00001", {"png": members["png"]})
+    with pytest.raises(DamagedSampleError, match="record names images"):
+        from_members("toys-00001", {"json": members["json"]})

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from bestiary.evaluation.statistics import across_seeds, bootstrap, paired_difference
+
+
+def test_an_interval_holds_its_score_and_narrows_with_pictures() -> None:
+    few = bootstrap([1, 0] * 10, [1] * 20, seed=0)
+    many = bootstrap([1, 0] * 500, [1] * 1000, seed=0)
+    assert few.low < 0.5 < few.high
+    assert many.high - many.low < (few.high - few.low) / 4
+
+
+def test_an_interval_is_a_function_of_its_seed() -> None:
+    assert bootstrap([1, 0, 2], [1, 1, 3], seed=3) == bootstrap([1, 0, 2], [1, 1, 3], seed=3)
+
+
+def test_regions_of_one_picture_are_drawn_together() -> None:
+    one_by_one = bootstrap([1] * 20 + [0] * 20, [1] * 40, seed=0)
+    in_fours = bootstrap([4] * 5 + [0] * 5, [4] * 10, seed=0)
+    assert in_fours.high - in_fours.low > 1.5 * (one_by_one.high - one_by_one.low)
+
+
+def test_pictures_without_scored_regions_weigh_nothing() -> None:
+    assert bootstrap([2, 0], [2, 0], seed=0) == bootstrap([2], [2], seed=0)
+    with pytest.raises(ValueError, match="not all zero"):
+        bootstrap([0], [0], seed=0)
+
+
+def test_a_paired_difference_sees_through_hard_pictures() -> None:
+    hard = [0.0, 1.0] * 50
+    value, interval = paired_difference([h + 0.1 for h in hard], hard, [1] * 100, seed=0)
+    assert value == pytest.approx(0.1)
+    assert interval.low == pytest.approx(0.1) == interval.high
+
+
+def test_spread_over_seeds_is_the_sample_deviation() -> None:
+    spread = across_seeds([0.7, 0.8, 0.9])
+    assert (spread.mean, spread.std, spread.num_seeds) == (pytest.approx(0.8), pytest.approx(0.1), 3)
+    assert across_seeds([0.5]).std is None
+    with pytest.raises(ValueError, match="no scores"):
+        across_seeds([])

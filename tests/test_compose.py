@@ -1,0 +1,136 @@
+"""Composition: typed keys, allowed targets, the nearest valid name in every error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from bestiary.compose import build, check_targets, explain, register_schema, signature, typed
+from bestiary.config import Run
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf/experiment").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> Run:
+    register_schema()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return typed(compose("config", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("scale", ["demo", "paper"])
+@pytest.mark.parametrize("cluster", ["cpu", "gpu", "zero2"])
+def test_every_experiment_composes_at_every_scale(experiment: str, scale: str, cluster: str) -> None:
+    run = composed(f"experiment={experiment}", f"scale={scale}", f"cluster={cluster}")
+    assert run.stage.name == experiment
+    assert run.scale == scale
+
+
+def test_an_experiment_value_wins_over_the_scale(tmp_path: Path) -> None:
+    register_schema()
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("# @package _global_\nstage: {max_steps: 7}\n")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=["experiment=mine", f"hydra.searchpath=[file://{tmp_path}]"])
+    assert OmegaConf.select(config, "stage.max_steps") == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "near"),
+    [
+        ("stage: {max_step: 7}", "max_step", "max_steps"),
+        ("stage: {optimizer: {ler: 1}}", "ler", "lr"),
+        ("data: {packin: true}", "packin", "packing"),
+        ("sead: 3", "sead", "seed"),
+        ("data: {sources: {x: {path: p, domian: d}}}", "domian", "domain"),
+        ("cluster: {device: 1}", "device", "devices"),
+        ("model: {buidl: {}}", "buidl", "build"),
+    ],
+)
+def test_a_typo_in_an_experiment_file_fails_and_names_the_nearest_key(
+    tmp_path: Path, text: str, key: str, near: str
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    done = train(f"--config-dir={tmp_path}", "experiment=mine", "--cfg", "job")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"'{key}'" in done.stderr
+    assert near in done.stderr
+
+
+@pytest.mark.parametrize("where", ["model.build", "model.processor", "model.build.vision", "suite.regions"])
+def test_a_typo_inside_a_target_node_names_the_nearest_argument(where: str) -> None:
+    run = composed("experiment=sphinxv_stage2")
+    node: object = run
+    for part in where.split("."):
+        node = node[part] if isinstance(node, dict) else getattr(node, part)
+    assert isinstance(node, dict)
+    node["canvas_pxx"] = 1
+    if "_target_" in node:
+        with pytest.raises(ValueError, match="canvas_pxx"):
+            check_targets(node, where)
+
+
+def test_unknown_overrides_and_choices_end_with_one_line() -> None:
+    for arguments, near in [
+        (["experiment=sphinxv_stge2"], "sphinxv_stage2"),
+        (["scale=papr"], "paper"),
+        (["stage.optimizer.l=3"], "lr"),
+        (["modle=sphinx_v"], "model"),
+    ]:
+        done = train(*arguments, "--cfg", "job")
+        assert done.returncode == 1, arguments
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert near in done.stderr
+
+
+def test_targets_outside_the_allowlist_are_refused() -> None:
+    for target in ["os.system", "torch.load", "pathlib.Path.unlink", "bestiary_evil.x", "builtins.eval"]:
+        with pytest.raises(ValueError, match="not allowed"):
+            check_targets({"a": [{"_target_": target}]})
+        with pytest.raises(ValueError, match="not allowed"):
+            build({"_target_": target})
+
+
+def test_a_target_that_does_not_exist_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="check_targets"):
+        signature("bestiary.compose.chek_targets")
+    with pytest.raises(ValueError, match="no module"):
+        signature("bestiary.nowhere.thing")
+
+
+def test_values_that_contradict_are_named_with_their_numbers() -> None:
+    with pytest.raises(ValueError, match="cannot be dealt evenly to 5"):
+        composed("cluster.devices=5")
+    with pytest.raises(ValueError, match="resume=a continues a run"):
+        composed("resume=a", "parent=b")
+    with pytest.raises(ValueError, match="attention=fast is not one of"):
+        composed("attention=fast")
+    assert "resume" in explain(ValueError("resume"))
+
+
+def test_help_and_cfg_are_quick() -> None:
+    for arguments, limit in [(["--help"], 2.0), (["--cfg", "job"], 1.0)]:
+        best = min(timed(*arguments) for _ in range(3))
+        assert best < limit, f"{arguments} took {best:.2f} s"
+
+
+def timed(*arguments: str) -> float:
+    start = time.perf_counter()
+    assert train(*arguments).returncode == 0
+    return time.perf_counter() - start
+
+
+def train(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )

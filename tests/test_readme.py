@@ -1,0 +1,46 @@
+"""Every command printed in a document runs: those of `make` in `.ci/run`, all others here, as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "experiments").glob("*/README.md"))]
+BY_CI = {"make setup", "make demo", "make test", "make check"}
+LONG = {"make demo-assets"}
+"""Takes about an hour; tests/test_demo_assets.py runs its steps at a tiny size."""
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for document in DOCUMENTS:
+        for block in re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
+            lines = [line.partition("  #")[0].strip() for line in block.splitlines()]
+            found += [(document.name, line) for line in lines if line and not line.startswith("#")]
+    return found
+
+
+def test_documents_hold_commands_and_ci_runs_the_make_ones() -> None:
+    listed = {command for _, command in commands()}
+    assert "make demo" in listed and "make test" in listed
+    script = (ROOT / ".ci/run").read_text() + (ROOT / "Makefile").read_text()
+    assert "make demo" in script and "make check" in script and "check: lint test" in script
+    assert not {c for c in listed if c.startswith("make ")} - BY_CI - LONG
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for _, c in commands() if not c.startswith(("make ", "git ", "cd "))])
+def test_a_documented_command_runs(command: str) -> None:
+    words = shlex.split(command)
+    tools = Path(sys.executable).parent
+    words[0] = sys.executable if words[0] == "python" else str(tools / words[0])
+    environment = {**os.environ, "WANDB_MODE": "offline", "PATH": f"{tools}:{os.environ['PATH']}"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
