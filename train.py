@@ -1,4 +1,58 @@
+"""Trains one stage of one variant: compose -> typed Run -> build -> fit and score.
+
+python train.py experiment=sphinxv_stage2
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
 from pathlib import Path
-from bestiary.compose import entry_point
-def main(run, cfg): print(run)
-entry_point(main, config_path=Path(__file__).parent / "conf")
+from typing import TYPE_CHECKING, Any
+
+from bestiary.compose import at_home, build, entry_point, sweep_dir
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from bestiary.config import Run
+
+ROOT = Path(__file__).resolve().parent
+
+
+def main(run: Run, config: DictConfig) -> int:
+    """One run; returns the process's exit code."""
+    # Heavy imports wait until the configuration is known to be good.
+    from bestiary.evaluation.suite import run_suite
+    from bestiary.training import assembly
+    from bestiary.training.fit import fit
+    from data_modules.datamodule import Samples, StreamDataModule, missing_sources
+
+    run.run_dir, run.resume, run.parent = at_home([run.run_dir, run.resume, run.parent], ROOT)
+    assembly.talk()
+    if run.data.prepare and not run.dry_run:
+        build(run.data.prepare)
+    sources, heldout = assembly.source_arguments(run)
+    if run.dry_run:
+        return assembly.show_plan(run, [*missing_sources(sources), *missing_sources(heldout)])
+    pieces = assembly.build_pieces(run)
+    data = StreamDataModule(sources=sources, processor=pieces.processor, **assembly.stream_arguments(run))
+    assembly.show(data.resolved_table(run.stage.max_steps))
+    samples, benchmarks = Samples(heldout), {name: build(node) for name, node in run.suite.items()}
+    path, resume = assembly.choose_run_dir(run, sweep_dir=sweep_dir())
+    directory, checkpoint, parent = assembly.start(run, pieces, path=path, resume=resume, config=config)
+    labels = assembly.label_arguments(run)
+    module = build(run.model.module, model=pieces.model, stage=run.stage, seed=run.seed, **labels)
+    found: dict[str, Any] = {}
+
+    def evaluate(_step: int) -> dict[str, Any]:
+        found.update(run_suite(benchmarks, pieces.model, pieces.processor, samples, directory.path / "eval"))
+        return found
+
+    run.logger.group = run.logger.group or (path.parent.name if sweep_dir() else None)
+    summary = fit(module, data, run=directory, cluster=run.cluster, logger=run.logger, checkpoint=checkpoint,
+                  identity=pieces.identity, parent=parent, evaluate=evaluate, config=asdict(run))  # fmt: skip
+    return assembly.show_summary(summary, found.get("text", ""))
+
+
+if __name__ == "__main__":
+    entry_point(main, config_path=ROOT / "conf")

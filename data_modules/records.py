@@ -14,7 +14,7 @@ from enum import IntEnum
 from typing import Any, NoReturn
 
 from bestiary.schema import Region, Sample, SampleError, Turn
-from data_modules.ustar import MEMBER_NAME
+from data_modules.ustar import KEY
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 KEY_LIMIT = 80
@@ -53,8 +53,8 @@ class DamagedSampleError(SampleError):
 
 def to_members(sample: Sample) -> list[tuple[str, bytes]]:
     """(extension, bytes) of each member, JSON first; SampleError on anything a reader would refuse."""
-    if len(sample.key) > KEY_LIMIT or MEMBER_NAME.fullmatch(f"{sample.key}.json") is None:
-        raise SampleError(sample.key, f"key must match [A-Za-z0-9_][A-Za-z0-9_/=+,@-]*, at most {KEY_LIMIT} characters")
+    if len(sample.key) > KEY_LIMIT or KEY.fullmatch(sample.key) is None:
+        raise SampleError(sample.key, f"key must match {KEY.pattern}, at most {KEY_LIMIT} characters")
     _check(sample)
     extensions = [_image_extension(sample.key, data) for data in sample.images]
     if len(extensions) > 1:

@@ -15,7 +15,8 @@ BLOCK = 512
 END = bytes(2 * BLOCK)
 """Two zero blocks close an archive."""
 
-MEMBER_NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_/=+,@-]*)\.([a-z0-9.]+)")
+KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_/=+,@-]*")
+_MEMBER_NAME = re.compile(rf"({KEY.pattern})\.([a-z0-9.]+)")
 _NAME_LIMIT = 100
 _PLAIN = (b"0", b"\0")
 
@@ -89,7 +90,7 @@ def split_name(head: bytes) -> tuple[str, str]:
     raw = head[:100].rstrip(b"\0")
     if head[345:346] != b"\0":
         raise TarError(f"member {raw!r} uses the long-name prefix")
-    found = MEMBER_NAME.fullmatch(raw.decode("latin-1"))
+    found = _MEMBER_NAME.fullmatch(raw.decode("latin-1"))
     if found is None:
         raise TarError(f"member name {raw!r} is not <key>.<extension>")
     return found[1], found[2]

@@ -49,7 +49,7 @@ OBJECTS = {
     "guitar": "guitar",
     "crown": "crown",
     "panda": "panda_face",
-    "grapes": "grapes",
+    "grape": "grapes",
     "bike": "bike",
     "mushroom": "mushroom",
     "robot": "robot_face",
@@ -207,6 +207,20 @@ def make_fonts(npm: Path, out: Path) -> None:
             subset_font(io.BytesIO(handle.read()), out / f"font-{name}.ttf", ascii_points, f"Embedded {name.title()}")
 
 
+def copy_licences(npm: Path, out: Path) -> None:
+    """The font licences, which ask to travel with the fonts."""
+    dejavu = package_dir("matplotlib") / "mpl-data" / "fonts" / "ttf" / "LICENSE_DEJAVU"
+    (out / "LICENSE-DejaVu.txt").write_bytes(dejavu.read_bytes())
+    texts = []
+    for family in ("roboto", "ibm-plex-mono"):
+        with tarfile.open(next(npm.glob(f"fontsource-{family}-*.tgz"))) as tar:
+            handle = tar.extractfile("package/LICENSE")
+            assert handle is not None, family
+            texts.append(handle.read().decode())
+    heads = [text.split("\n", 1)[0] for text in texts]
+    (out / "LICENSE-OFL.txt").write_text("\n".join([*heads[:-1], texts[-1]]))
+
+
 def make_digits(out: Path) -> None:
     """Sheet of the 1,797 digits, grey 0..255 (ink white), with label and form of each in file order."""
     folder = package_dir("sklearn") / "datasets" / "data"
@@ -246,6 +260,7 @@ def main() -> None:
     make_objects(args.npm, args.out)
     make_icons(args.out)
     make_fonts(args.npm, args.out)
+    copy_licences(args.npm, args.out)
     make_digits(args.out)
     make_photos(args.out)
     log.info("assets: %d bytes", sum(path.stat().st_size for path in args.out.iterdir()))

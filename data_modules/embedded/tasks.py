@@ -178,7 +178,8 @@ def listing(task: str, marks: Sequence[Mark], scene: Scene) -> str:
 def relation(marks: Sequence[Mark]) -> str:
     """How the first mark lies to the second, and whether it is clearly larger or smaller."""
     a, b = marks[0], marks[1]
-    text = f"<{a.word}> <{b.word}>: {definite(a.thing)} is {side_of(a.thing, b.thing)} {definite(b.thing)}"
+    verb = "are" if a.thing.kind == "chart" and a.thing.label.endswith("s") else "is"
+    text = f"<{a.word}> <{b.word}>: {definite(a.thing)} {verb} {side_of(a.thing, b.thing)} {definite(b.thing)}"
     if a.thing.kind == b.thing.kind != "text" and not 1 / 1.8 < a.thing.area / b.thing.area < 1.8:
         text += " and larger" if a.thing.area > b.thing.area else " and smaller"
     return text

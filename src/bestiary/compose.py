@@ -14,7 +14,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from bestiary.config import Run, check_run
+from bestiary.config import Evaluation, Run, check_run
 
 ALLOWED_TARGETS = ("bestiary.", "data_modules.", "experiments.")
 """Only these prefixes may be named by `_target_`; an outside YAML must not reach arbitrary callables."""
@@ -33,18 +33,46 @@ MARKERS = ("_target_", "_args_of_")
 
 
 def register_schema() -> None:
-    """Makes `run_schema` the typed root that conf/config.yaml names first."""
+    """Makes the typed roots that conf/config.yaml and conf/eval.yaml name first."""
     ConfigStore.instance().store(name="run_schema", node=Run)
+    ConfigStore.instance().store(name="eval_schema", node=Evaluation)
 
 
-def typed(config: DictConfig) -> Run:
-    """The composed configuration as a checked `Run` of plain dataclasses, lists and dicts."""
+def typed(config: DictConfig) -> Any:
+    """The composed configuration as a checked `Run` or `Evaluation` of plain dataclasses, lists and dicts."""
     check_targets(OmegaConf.to_container(config, resolve=True))
-    run = OmegaConf.to_object(config)
-    if not isinstance(run, Run):
-        raise TypeError(f"composed a {type(run).__name__}, not a Run: is `run_schema` first in conf/config.yaml?")
-    check_run(run)
+    asked = OmegaConf.to_object(config)
+    if isinstance(asked, Run):
+        check_run(asked)
+    elif not isinstance(asked, Evaluation):
+        raise TypeError(f"composed a {type(asked).__name__}: is a schema first in the defaults list?")
+    return asked
+
+
+def load_run(folder: Path) -> Run:
+    """What a run directory was asked to be, from its config.resolved.yaml."""
+    path = folder / "config.resolved.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a run directory: it has no {path.name}")
+    run = typed(OmegaConf.merge(OmegaConf.structured(Run), OmegaConf.load(path)))
+    assert isinstance(run, Run)
     return run
+
+
+def at_home(paths: Sequence[str | None], root: Path) -> list[str | None]:
+    """Makes paths a user typed absolute, then works in the project's folder, where paths in YAML files begin."""
+    whole = [p if p in (None, "auto") else str(Path(p).absolute()) for p in paths if p is None or isinstance(p, str)]
+    os.chdir(root)
+    return whole
+
+
+def sweep_dir() -> str | None:
+    """The job's folder in a multirun, else None."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    return str(Path(hydra.runtime.output_dir).absolute()) if hydra.mode == RunMode.MULTIRUN else None
 
 
 def build(node: dict[str, Any], **extra: Any) -> Any:
@@ -168,8 +196,8 @@ def explain(error: BaseException) -> str:
     return line
 
 
-def entry_point(main: Callable[[Run, DictConfig], int | None], *, config_path: Path) -> None:
-    """Runs `main(run, config)` under Hydra; an error a user can cause ends with one line and exit code 1."""
+def entry_point(main: Callable[[Any, DictConfig], int | None], *, config_path: Path, name: str = "config") -> None:
+    """Runs `main(asked, config)` under Hydra; an error a user can cause ends with one line and exit code 1."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -179,7 +207,7 @@ def entry_point(main: Callable[[Run, DictConfig], int | None], *, config_path: P
     os.environ["HYDRA_FULL_ERROR"] = "1"
     expected = (HydraException, OmegaConfBaseException, ValueError, FileNotFoundError)
 
-    @hydra.main(version_base="1.3", config_path=str(config_path), config_name="config")  # type: ignore[untyped-decorator]
+    @hydra.main(version_base="1.3", config_path=str(config_path), config_name=name)  # type: ignore[untyped-decorator]
     def job(config: DictConfig) -> None:
         try:
             code = main(typed(config), config)

@@ -171,6 +171,18 @@ class Run:
     """auto | sdpa | varlen | flash_attn"""
 
 
+@dataclass
+class Evaluation:
+    """What eval.py may be told."""
+
+    run: str = MISSING
+    """A run directory; its newest complete checkpoint is scored."""
+    suite: dict[str, Any] = field(default_factory=dict)
+    accelerator: str = "cpu"
+    """cpu | gpu"""
+    threads: int = 0
+
+
 def check_run(run: Run) -> None:
     """Raises ValueError for values that contradict one another or lie outside their range."""
     stage, data, cluster = run.stage, run.data, run.cluster

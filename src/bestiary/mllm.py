@@ -9,7 +9,6 @@ Shape letters: B rows, T positions of a row, N images, R rows of one image, D wi
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from bestiary.language.attention import PackedLayout
 from bestiary.language.decoder import Decoder
 from bestiary.language.generation import Decoding, Sampling, sequence_generator
-from bestiary.schema import IGNORE, Batch, Example, RegionRows, Segment, Slot
+from bestiary.language.prompts import side_by_side
+from bestiary.schema import IGNORE, Batch, Example, RegionRows, Slot
 
 _HEAD_ELEMENTS = 1 << 25
 """Logits held at a time, positions x vocabulary (128 MB in float32)."""
@@ -120,11 +120,7 @@ class MultimodalLM(nn.Module):
         """
         sampling = Sampling(temperature, top_p)
         budgets = self._budgets(examples, max_new_tokens, reference_batching)
-        seen: Counter[str] = Counter()
-        generators = []
-        for example in examples:
-            generators.append(sequence_generator(seed, example.key, seen[example.key]))
-            seen[example.key] += 1
+        generators = _generators(examples, seed)
         outputs: list[list[int]] = [[] for _ in examples]
         by_length = sorted(range(len(examples)), key=lambda i: len(examples[i]))
         with self._evaluating():
@@ -174,7 +170,7 @@ class MultimodalLM(nn.Module):
         results: list[Likelihood] = []
         with self._evaluating():
             for start in range(0, len(examples), batch_size):
-                batch, image_index = _one_row(examples[start : start + batch_size], self.device)
+                batch, image_index = side_by_side(examples[start : start + batch_size], self.device)
                 where, labels, segment = _targets(batch)
                 hidden = self._decode(self._splice(batch, image_index), batch).flatten(0, 1).index_select(0, where)
                 is_greedy = [self.decoder.head(h).argmax(-1) for h in torch.split(hidden, self._chunk)]
@@ -272,7 +268,7 @@ class MultimodalLM(nn.Module):
         generators: Sequence[torch.Generator],
     ) -> Decoding:
         """Prompts, shortest first, encoded and prefilled."""
-        batch, image_index = _one_row(examples, self.device)
+        batch, image_index = side_by_side(examples, self.device)
         return Decoding(
             self.decoder,
             self._splice(batch, image_index),
@@ -320,70 +316,20 @@ def _targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return row * ids.shape[1] + column, batch.labels[row, column + 1], segment
 
 
+def _generators(examples: Sequence[Example], seed: int) -> list[torch.Generator]:
+    """One for each prompt, by its key and how often the key came before."""
+    seen: Counter[str] = Counter()
+    generators = []
+    for example in examples:
+        generators.append(sequence_generator(seed, example.key, seen[example.key]))
+        seen[example.key] += 1
+    return generators
+
+
 def _no_regions(device: torch.device) -> RegionRows:
     """The prompts of a batch without prompts."""
     count = torch.zeros(0, dtype=torch.int64, device=device)
     return RegionRows(torch.zeros(0, 4, device=device), count, count.bool(), count)
-
-
-def _one_row(examples: Sequence[Example], device: torch.device) -> tuple[Batch, Tensor | None]:
-    """Examples side by side in one row; equal images are kept once, and the index says which is whose."""
-    lengths = [len(example) for example in examples]
-    starts = np.cumsum([0, *lengths])
-    segments = tuple(
-        Segment(e.key, e.source, e.domain, 0, int(start), len(e), e.num_targets)
-        for e, start in zip(examples, starts, strict=False)
-    )
-    pixels, image_index = _unique_images(examples)
-    batch = Batch(
-        ids=_row([e.ids for e in examples], np.int64),
-        labels=_row([e.labels for e in examples], np.int64),
-        slots=_row([e.slots for e in examples], np.uint8),
-        positions=_row([np.arange(n) for n in lengths], np.int64),
-        segment_ids=_row([np.full(n, i) for i, n in enumerate(lengths, start=1)], np.int32),
-        segments=segments,
-        pixels=pixels,
-        regions=_joined([e.regions for e in examples if e.regions is not None]),
-    )
-    return batch.to(device), None if image_index is None else image_index.to(device)
-
-
-def _row(parts: Sequence[np.ndarray], dtype: type[np.generic]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts).astype(dtype, copy=False))[None]
-
-
-def _joined(regions: Sequence[RegionRows]) -> RegionRows | None:
-    """The prompts of several examples as one."""
-    if not regions:
-        return None
-
-    def join(parts: Sequence[np.ndarray | Tensor]) -> Tensor:
-        return torch.cat([torch.as_tensor(part) for part in parts])
-
-    return RegionRows(
-        join([r.coords for r in regions]),
-        join([r.kinds for r in regions]),
-        join([r.valid for r in regions]),
-        join([r.counts for r in regions]),
-    )
-
-
-def _unique_images(examples: Sequence[Example]) -> tuple[Tensor, Tensor | None]:
-    """The different images [U, 3, S, S] and, where some are equal, the place of each image among them."""
-    images = [image for example in examples for image in example.pixels]
-    places: dict[bytes, int] = {}
-    index = []
-    unique: list[np.ndarray] = []
-    for image in images:
-        digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
-        if digest not in places:
-            places[digest] = len(unique)
-            unique.append(image)
-        index.append(places[digest])
-    if not images:
-        return torch.zeros(0, 3, 1, 1, dtype=torch.uint8), None
-    pixels = torch.from_numpy(np.stack(unique))
-    return pixels, torch.tensor(index) if len(unique) < len(images) else None
 
 
 def _num_held(output: Sequence[int], stop: Sequence[Sequence[int]]) -> int:

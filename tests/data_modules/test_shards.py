@@ -64,7 +64,10 @@ def test_an_open_source_can_be_pickled_and_keeps_few_shards_open(tmp_path: Path)
 
 
 def test_an_interrupted_writer_leaves_no_source(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="power"), ShardWriter(tmp_path, source="toys", samples_per_shard=2) as writer:
+    with (
+        pytest.raises(RuntimeError, match="power"),
+        ShardWriter(tmp_path, source="toys", samples_per_shard=2) as writer,
+    ):
         for number in range(5):
             writer.write(sample("toys", number))
         raise RuntimeError("power cut")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bestiary.variants.sphinx.model import build_sphinx
+from bestiary.variants.sphinx.published import shard_dim
 from bestiary.variants.sphinx.weights import manifest
 from tests.parity.cases import cases, read_json
 from tests.parity.paper_sizes import paper_vision
@@ -33,3 +34,10 @@ def test_names_and_shapes_of_the_published_model_are_ours(folder: Path) -> None:
         assert sum(n for n, trains in sizes if trains) == golden["summary"]["n_params_trainable"]
         assert model.vision is not None
         assert model.vision.image_rows == golden["image_words"]
+
+
+@pytest.mark.parametrize("folder", cases("sphinx", lambda folder: bool(_manifests(folder))))
+def test_shards_are_cut_where_the_manifest_says(folder: Path) -> None:
+    for golden in _manifests(folder):
+        cuts = {name: dim for name in golden["params"] if (dim := shard_dim(name)) is not None}
+        assert cuts == golden["mp_shard_dim"]

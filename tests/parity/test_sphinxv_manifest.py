@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bestiary.variants.sphinx.published import shard_dim
 from bestiary.variants.sphinx_v.model import build_sphinx_v
 from bestiary.variants.sphinx_v.weights import manifest
 from tests.parity.cases import cases, has, read_json
@@ -20,4 +21,7 @@ def test_names_and_shapes_of_the_published_model_are_ours(folder: Path) -> None:
         model = build_sphinx_v(vision=paper_vision(), decoder=PAPER_DECODER)
     ours = manifest(model)
     assert ours == {name: tuple(shape) for name, shape in golden.items()}
+    split = folder / "model_parallel_split_dim.json"
+    if split.is_file():
+        assert {name: dim for name in golden if (dim := shard_dim(name)) is not None} == read_json(split)
     assert sum(p.numel() for p in model.parameters()) == 16_465_009_537  # sphinx_v report 1.5

@@ -43,9 +43,7 @@ def test_search_agrees_with_characters_unless_the_question_holds_the_answer(ques
 
 
 def test_a_question_that_ends_in_the_answer_is_not_learned() -> None:
-    rendered = chat.render(
-        chat.TEMPLATES["current"], [Turn("human", "Hi my darling"), Turn("assistant", "my darling")]
-    )
+    rendered = chat.render(chat.TEMPLATES["current"], [Turn("human", "Hi my darling"), Turn("assistant", "my darling")])
     ids, labels = chat.encode_rendered(TOKENIZER, rendered)
     _, searched = chat.encode_rendered(TOKENIZER, rendered, search=True)
     assert labels != searched  # the published rule finds the question

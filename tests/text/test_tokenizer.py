@@ -55,7 +55,7 @@ def test_an_id_beyond_the_vocabulary_is_refused() -> None:
 
 
 def test_wrong_files_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="absent.model: no such file"):
+    with pytest.raises(ValueError, match=r"absent.model: no such file"):
         load_tokenizer(tmp_path / "absent.model")
     (tmp_path / "broken.model").write_bytes(b"not a model")
     with pytest.raises(ValueError, match=r"broken.model: not a sentencepiece model"):

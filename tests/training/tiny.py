@@ -183,7 +183,6 @@ def train(
         checkpoint=checkpoint,
         **options,
     )
-    run.unlock()
     return summary, module
 
 

@@ -102,7 +102,9 @@ def test_too_long_names_both_numbers_or_cuts_the_text_only() -> None:
     turns = (Turn("human", "What?"), Turn("assistant", "A dog. " * 60))
     long = replace(SAMPLE, turns=turns)
     for policy in ("error", "skip"):
-        with pytest.raises(SampleTooLongError, match=r"sample a/1: \d+ text tokens and 12 visual .* max_tokens=200") as info:
+        with pytest.raises(
+            SampleTooLongError, match=r"sample a/1: \d+ text tokens and 12 visual .* max_tokens=200"
+        ) as info:
             _make(too_long=policy)(long)
         assert info.value.num_tokens > info.value.max_tokens == 200
         assert str(pickle.loads(pickle.dumps(info.value))) == str(info.value)
@@ -147,7 +149,7 @@ def test_a_prompt_needs_a_question() -> None:
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(ValueError, match="max_tokens=100 leaves no room .* an image takes 90 positions"):
+    with pytest.raises(ValueError, match=r"max_tokens=100 leaves no room .* an image takes 90 positions"):
         _make(max_tokens=100, image_rows=90)
     with pytest.raises(ValueError, match="too_long='drop' is unknown; choose one of error, skip, truncate_text"):
         _make(too_long="drop")

@@ -114,7 +114,7 @@ def test_training_shakes_boxes_and_strokes_only_when_asked(draws: Any) -> None:
     sample, still = _with(BOX, STROKE, POINT), _make()
     calm = np.array(_rows(still(sample))[0])
     shaken = np.array(_rows(still(sample, rng=draws(1)))[0])
-    assert (calm[:2] != shaken[:2]).all(axis=1).tolist() == [True, True] and (calm[2:] == shaken[2:]).all()
+    assert (calm[:2] != shaken[:2]).any(axis=1).tolist() == [True, True] and (calm[2:] == shaken[2:]).all()
     assert (shaken == np.array(_rows(still(sample, rng=draws(1)))[0])).all()
     assert (np.array(_rows(_make(jitter=False)(sample, rng=draws(1)))[0]) == calm).all()
     assert (np.array(_rows(still.prompt(sample))[0]) == calm).all()

@@ -11,7 +11,9 @@ SIZES = st.tuples(st.integers(1, 20_000), st.integers(1, 20_000))
 
 
 @given(SIZES, st.integers(0, 6), st.data())
-def test_pixels_of_up_to_six_decimals_survive_fractions_exactly(size: tuple[int, int], digits: int, data: st.DataObject) -> None:
+def test_pixels_of_up_to_six_decimals_survive_fractions_exactly(
+    size: tuple[int, int], digits: int, data: st.DataObject
+) -> None:
     width, height = size
     pixels = tuple(data.draw(st.integers(0, side * 10**digits)) / 10**digits for side in (width, height))
     assert geo.original_to_pixels(geo.pixels_to_original(pixels, width, height), width, height) == pixels

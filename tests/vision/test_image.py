@@ -54,7 +54,9 @@ def test_a_cut_file_is_damaged(form: str) -> None:
         decode_rgb(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("data", [b"", b"text", b"\xff\xd8", b"\xff\xd8\xff\xe0" + bytes(50), b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+@pytest.mark.parametrize(
+    "data", [b"", b"text", b"\xff\xd8", b"\xff\xd8\xff\xe0" + bytes(50), b"%!PS-Adobe-3.0 EPSF-3.0\n"]
+)
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=f"{len(data)} bytes"):
         decode_rgb(data)
@@ -67,6 +69,7 @@ def test_bombs_are_refused_before_decoding(data: bytes) -> None:
     assert decode_rgb(data, max_pixels=714).shape == RGB.shape
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("seed", range(200))
 def test_flipped_bytes_give_pixels_or_one_kind_of_error(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -169,8 +169,6 @@ def _flat(x_1HKd: Tensor) -> Tensor:
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float, dropout: float) -> Tensor:
     """One causal SDPA call per group of equally long segments."""
-    if not layout.groups:  # a batch of padding only
-        return _flat(query)[None]
     sizes = [count * length for count, length in layout.groups]
     is_grouped = query.shape[1] != key.shape[1]
     # split, not slices: its backward pass is one concatenation instead of one full-size sum per group

@@ -145,6 +145,9 @@ class Decoder(nn.Module):
                 if segment_ids_BT is None
                 else PackedLayout.from_segment_ids(segment_ids_BT)
             )
+        if not layout.groups:  # padding only: run one position, so that all parameters and ranks take part, for nothing
+            one = PackedLayout.from_spans([(0, 0, 1)], (1, 1), embeds_BTD.device)
+            return self.run_packed(embeds_BTD[:1, :1], positions_BT[:1, :1], one) * 0.0 + embeds_BTD * 0.0
         return layout.unpack(self.run_packed(layout.pack(embeds_BTD), layout.pack(positions_BT), layout))
 
     def run_packed(

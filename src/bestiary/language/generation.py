@@ -82,6 +82,7 @@ class RaggedCache(Cache):  # type: ignore[misc]
         lengths = torch.tensor([length for count, length in layout.groups for _ in range(count)])
         self.starts = (self.length - lengths).to(layout.cu_seqlens.device)
         self.key_mask: Tensor | None = None
+        self._is_ragged = len(layout.groups) > 1
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -109,9 +110,7 @@ class RaggedCache(Cache):  # type: ignore[misc]
             for tensors in (self.keys, self.values):
                 for layer, old in enumerate(tensors):
                     tensors[layer] = torch.cat([old, old.new_zeros(*old.shape[:2], room, old.shape[3])], dim=2)
-        if bool((self.starts == 0).all()):
-            self.key_mask = None
-        else:
+        if self._is_ragged:
             columns = torch.arange(self.length, device=self.starts.device)
             self.key_mask = (columns >= self.starts[:, None])[:, None, None]
 
@@ -120,6 +119,8 @@ class RaggedCache(Cache):  # type: ignore[misc]
         starts = self.starts[rows]
         cut = int(starts.min())
         self.starts = starts - cut
+        self._is_ragged = bool((self.starts > 0).any())
+        self.key_mask = None
         self.length -= cut
         self.capacity -= cut
         for tensors in (self.keys, self.values):

@@ -220,6 +220,7 @@ def _run(
     finally:
         if watchers.wandb is not None:
             watchers.wandb.finish(code)
+        run.unlock()
     if is_writer:
         run.update(state=state, step=module.step)
         for line in cast(TrainingData, data).losses(watchers.saving.lanes):

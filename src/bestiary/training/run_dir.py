@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 log = logging.getLogger(__name__)
 
-TIME_FIELDS = ("time", "step_s", "wait_s", "tokens_per_s", "mfu")
+TIME_FIELDS = ("step_s", "wait_s", "tokens_per_s", "mfu")
 """Fields of metrics.jsonl that tell the clock, not the training: equality of two runs is judged without them."""
 
 _PACKAGES = ("bestiary", "torch", "lightning", "transformers", "numpy", "safetensors", "hydra-core", "wandb", "pillow")
@@ -181,7 +181,8 @@ class RunDir:
             return
         descriptor = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A record lock, not flock: forked data workers may outlive a killed trainer and must not inherit the claim.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
             raise ValueError(f"{self.path} is being trained by another process; stop that one first") from error
@@ -222,10 +223,11 @@ class RunDir:
         self._write(replace(self.status, heartbeat=now(), **changes))
 
     def write_environment(self) -> None:
-        """Record versions, commit and devices; one entry for every start of the run."""
+        """Record versions, commit and devices of this start; those of the starts before it stay under `earlier`."""
         path = self.path / "environment.json"
-        starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        write_atomic(path, json.dumps([*starts, environment()], indent=2) + "\n")
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        earlier = [*before.pop("earlier"), before] if before else []
+        write_atomic(path, json.dumps({**environment(), "earlier": earlier}, indent=2) + "\n")
 
     def _write(self, status: Status) -> None:
         write_atomic(self.path / "status.json", json.dumps(asdict(status), indent=2) + "\n")

@@ -8,9 +8,10 @@ published name maps to ours exactly as long as the same checkpoint can be writte
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -60,7 +61,10 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a load or a conversion did, by our names; `missing` and `unexpected` are empty unless it raised."""
+    """What a load did, by our names. missing: left as they were, because the caller allowed it (`may_lack`).
+
+    unexpected: always empty, since a name too many raises; told because a reader asks.
+    """
 
     matched: tuple[str, ...]
     converted: tuple[str, ...] = ()
@@ -109,11 +113,20 @@ class Converter:
         meta = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
         return {name: tuple(tensor.shape) for name, tensor in self.to_reference(meta, head_dim=head_dim).items()}
 
-    def load_reference(self, model: nn.Module, state: Mapping[str, torch.Tensor], *, head_dim: int) -> Report:
-        """Put published tensors into the model, strictly."""
-        report = load_state(model, self.to_ours(state, head_dim=head_dim), origin="published weights")
+    def load_reference(
+        self,
+        model: nn.Module,
+        state: Mapping[str, torch.Tensor],
+        *,
+        head_dim: int,
+        may_lack: Sequence[str] = (),
+        origin: str = "published weights",
+    ) -> Report:
+        """Put published tensors into the model, strictly; `may_lack` as in `load_state`."""
+        report = load_state(model, self.to_ours(state, head_dim=head_dim), origin=origin, may_lack=may_lack)
         moved = {name for name in report.matched if self.rules[self._index_of(name)].converts}
-        return Report(tuple(n for n in report.matched if n not in moved), tuple(sorted(moved)))
+        same = tuple(name for name in report.matched if name not in moved)
+        return replace(report, matched=same, converted=tuple(sorted(moved)))
 
     def _rule_of(self, theirs: str) -> tuple[Rule, dict[str, str]]:
         for rule in self.rules:
@@ -159,19 +172,28 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return ", ".join(difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)) or "none"
 
 
-def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, origin: str) -> Report:
+def load_state(
+    model: nn.Module, state: Mapping[str, torch.Tensor], *, origin: str, may_lack: Sequence[str] = ()
+) -> Report:
     """Load strictly: every name and shape must agree, otherwise nothing is loaded and the differences are listed.
 
+    may_lack: globs of our names that the state may leave out; they stay as they are and are reported as missing.
     Parameters on the meta device take the given tensors as they are; others are copied into.
     """
     own = model.state_dict()
-    check_names(own, {name: tuple(tensor.shape) for name, tensor in state.items()}, origin=origin)
+    for glob in may_lack:
+        if not fnmatch.filter(own, glob):
+            raise ValueError(f"may_lack {glob!r} matches no name of the model; nearest: {_nearest(glob, own)}")
+    lacking = [name for name in own if name not in state]
+    allowed = {name for name in lacking if any(fnmatch.fnmatchcase(name, glob) for glob in may_lack)}
+    wanted = {name: tensor for name, tensor in own.items() if name not in allowed}
+    check_names(wanted, {name: tuple(tensor.shape) for name, tensor in state.items()}, origin=origin)
     on_meta = any(tensor.is_meta for tensor in own.values())
-    model.load_state_dict(dict(state), strict=True, assign=on_meta)
+    model.load_state_dict(dict(state), strict=not allowed, assign=on_meta)
     for module in list(model.modules()) if on_meta else []:
-        if isinstance(module, Decoder):
+        if isinstance(module, Decoder) and not module.lm_head.weight.is_meta:
             module.restore_buffers()
-    return Report(tuple(own))
+    return Report(matched=tuple(wanted), missing=tuple(name for name in lacking if name in allowed))
 
 
 def check_names(own: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], *, origin: str) -> None:
@@ -192,14 +214,14 @@ def check_names(own: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int,
         raise ValueError(f"{origin} do not fit the model: {'; '.join(problems)}; was it built with the same sizes?")
 
 
-def load_weights(model: nn.Module, path: str | Path) -> Report:
+def load_weights(model: nn.Module, path: str | Path, *, may_lack: Sequence[str] = ()) -> Report:
     """Load our own weights strictly: a .safetensors file, or a folder of them (parts of one state).
 
+    may_lack: globs of names the path may leave out (a file of encoders only), see `load_state`.
     Never reads pickles. A wrong, truncated or partial file raises ValueError and leaves the model as it was.
     """
-    files = weight_files(Path(path))
     state: dict[str, torch.Tensor] = {}
-    for file in files:
+    for file in weight_files(Path(path)):
         try:
             with safe_open(file, framework="pt") as tensors:
                 names = list(tensors.keys())
@@ -208,7 +230,7 @@ def load_weights(model: nn.Module, path: str | Path) -> Report:
                 state.update({name: tensors.get_tensor(name) for name in names})
         except SafetensorError as error:
             raise ValueError(f"{file} is not a whole safetensors file ({error}); copy or download it again") from error
-    return load_state(model, state, origin=f"weights of {path}")
+    return load_state(model, state, origin=f"weights of {path}", may_lack=may_lack)
 
 
 def weight_files(path: Path) -> Sequence[Path]:

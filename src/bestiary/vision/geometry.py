@@ -44,8 +44,10 @@ def pad_to_square(rgb_HWC: np.ndarray, fill: tuple[int, int, int] = PAD_RGB) -> 
     if side > MAX_SIDE_PX:
         raise ValueError(f"the image has {width}x{height} pixels, its square more than {MAX_SIDE_PX} a side; cut it")
     square = np.empty((side, side, 3), dtype=np.uint8)
-    square[:] = fill
+    row = np.array([fill] * side, dtype=np.uint8)  # whole rows copy many times faster than single pixels
     top, left = (side - height) // 2, (side - width) // 2
+    square[:top] = square[top + height :] = row
+    square[:, :left], square[:, left + width :] = row[:left], row[left + width :]
     square[top : top + height, left : left + width] = rgb_HWC
     return square
 
@@ -65,7 +67,7 @@ def resize(rgb_HWC: np.ndarray, height: int, width: int, *, exact_pil: bool = Fa
     import torch
 
     pixels_HWC = torch.from_numpy(np.require(rgb_HWC, requirements=["C", "W"]))
-    pixels_NCHW = pixels_HWC.permute(2, 0, 1)[None]  # channels_last in memory: the fast uint8 kernel
+    pixels_NCHW = pixels_HWC[None].permute(0, 3, 1, 2)  # channels_last in memory: the fast uint8 kernel
     resized = torch.nn.functional.interpolate(pixels_NCHW, (height, width), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).contiguous().numpy()
 

@@ -42,8 +42,8 @@ class SphinxProcessor:
     max_tokens: positions of a row; what the image leaves of it is the text's.
     template: a chat of `chat.TEMPLATES`, or a question form of `chat.SINGLE_TURN` (an instruction's further input is
         then `sample.meta["input"]`).
-    too_long: "truncate_text" cuts the text's end, never a visual position; "error" and "skip" raise SampleTooLongError, and
-        the stream decides.
+    too_long: "truncate_text" cuts the text's end, never a visual position; "error" and "skip" raise
+        SampleTooLongError, and the stream decides.
     reference_quirks: what the published loader does where ours differs: labels by search, the right cut, empty answers,
         prompts verbatim, id 0 never learned.
     exact_pil: Pillow's resampling instead of the faster one at most two grey levels away.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 from bestiary.mllm import MultimodalLM
 from bestiary.variants.conversion import Converter, Report, Rule, load_weights
+from bestiary.variants.sphinx.published import read_published
 from bestiary.variants.sphinx.weights import SPHINX_RULES, head_dim
 
-__all__ = ["SPHINX_V", "load_reference", "load_weights", "manifest", "to_ours", "to_reference"]
+__all__ = ["SPHINX_V", "load_published", "load_reference", "load_weights", "manifest", "to_ours", "to_reference"]
 
 SPHINX_V = Converter(
     (
@@ -39,6 +41,20 @@ def manifest(model: MultimodalLM) -> dict[str, tuple[int, ...]]:
     return SPHINX_V.manifest(model, head_dim=head_dim(model))
 
 
-def load_reference(model: MultimodalLM, state: Mapping[str, torch.Tensor]) -> Report:
-    """Put published tensors into the model, strictly; returns what was matched and converted."""
-    return SPHINX_V.load_reference(model, state, head_dim=head_dim(model))
+def load_reference(model: MultimodalLM, state: Mapping[str, torch.Tensor], *, may_lack: Sequence[str] = ()) -> Report:
+    """Put published tensors into the model, strictly; `may_lack` as in `conversion.load_state`."""
+    return SPHINX_V.load_reference(model, state, head_dim=head_dim(model), may_lack=may_lack)
+
+
+def load_published(model: MultimodalLM, folder: str | Path, *, may_lack: Sequence[str] = ()) -> Report:
+    """Put a published checkpoint folder (consolidated.RR-of-NN.model.pth) into the model, strictly.
+
+    SPHINX's own folder starts SPHINX-V with `may_lack=["regions.*"]`.
+    """
+    return SPHINX_V.load_reference(
+        model,
+        read_published(folder),
+        head_dim=head_dim(model),
+        may_lack=may_lack,
+        origin=f"published weights of {folder}",
+    )

@@ -1,0 +1,40 @@
+"""Held-out samples for the benchmarks: several sources as one sequence, each sample read when asked for."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any, overload
+
+from bestiary.schema import Sample
+from data_modules.sources import SourceSpec, parse_sources
+
+
+class Samples(Sequence[Sample]):
+    """All samples of all sources, in their order; only shards are held, never pictures."""
+
+    def __init__(self, sources: Mapping[str, Mapping[str, Any] | SourceSpec]) -> None:
+        self._sets = [spec.open() for spec in parse_sources(sources)]
+        self._ends = list(accumulate(len(shards) for shards in self._sets))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Sample]: ...
+
+    def __getitem__(self, place: int | slice) -> Sample | list[Sample]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"sample {place} of {len(self)}")
+        number = place % len(self)
+        which = bisect_right(self._ends, number)
+        return self._sets[which][number - (self._ends[which - 1] if which else 0)]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))

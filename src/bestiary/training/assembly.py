@@ -1,0 +1,203 @@
+"""From a typed `Run` to the pieces a fit needs: model, processor, run directory, first weights; the dry run's plan."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from bestiary.compose import build
+from bestiary.config import Run, Source
+from bestiary.mllm import MultimodalLM
+from bestiary.schema import Processor
+from bestiary.training.checkpoints import Checkpoint
+from bestiary.training.model_state import load_model_tensors
+from bestiary.training.parents import check_identity, load_parent, open_parent
+from bestiary.training.resuming import launched_rank, open_run, resume_path
+from bestiary.training.run_dir import RunDir
+from bestiary.training.stages import apply_stage, parameter_table
+
+if TYPE_CHECKING:
+    from bestiary.training.fit import Summary
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A model with the processor made for it. identity: what its weights depend on beside shapes."""
+
+    model: MultimodalLM
+    processor: Processor
+    identity: dict[str, str]
+
+
+def build_pieces(run: Run, *, on_meta: bool = False) -> Pieces:
+    """The model with random weights drawn from `run.seed` (or shapes alone) and its processor."""
+    torch.manual_seed(run.seed)
+    with torch.device("meta" if on_meta else "cpu"):
+        model: MultimodalLM = build(run.model.build, attention=run.attention)
+    processor = build_processor(run, model)
+    vocab, pieces = model.decoder.vocab_size, processor.tokenizer.vocab_size
+    if vocab != pieces:
+        raise ValueError(
+            f"the decoder has {vocab} token ids but the tokenizer {run.model.processor['tokenizer']} has {pieces}; "
+            "set model.build.decoder.vocab_size, or use the tokenizer of the weights"
+        )
+    return Pieces(model, processor, {"tokenizer": processor.tokenizer.sha256})
+
+
+def build_processor(run: Run, model: MultimodalLM) -> Any:
+    """The processor, told by the model how many positions an image and the prompts take."""
+    path = Path(run.model.processor["tokenizer"])
+    if not path.is_file():
+        raise FileNotFoundError(f"tokenizer {path} does not exist; put it there or set model.processor.tokenizer")
+    return build(run.model.processor, **model.layout, max_tokens=run.data.max_tokens, too_long=run.data.too_long)
+
+
+def choose_run_dir(run: Run, *, sweep_dir: str | None) -> tuple[Path, bool]:
+    """Where this run lives, and whether it goes on there."""
+    runs_root = Path(run.cluster.runs_root)
+    going_on = resume_path(run.resume, runs_root, run.stage.name)
+    if going_on is not None:
+        return going_on, True
+    if run.run_dir or sweep_dir:
+        return Path(run.run_dir or str(sweep_dir)), False
+    return runs_root / run.stage.name / time.strftime("%Y%m%d-%H%M%S"), False
+
+
+def start(
+    run: Run, pieces: Pieces, *, path: Path, resume: bool, config: DictConfig
+) -> tuple[RunDir, Checkpoint | None, str | None]:
+    """Opens the run directory and puts the first weights into the model; returns what `fit` asks for."""
+    asked, resolved = OmegaConf.to_yaml(config), OmegaConf.to_yaml(config, resolve=True)
+    directory, checkpoint = open_run(path, resume=resume, stage=run.stage.name, config=asked, resolved=resolved)
+    log.info("run directory: %s", path)
+    if checkpoint is not None:
+        return directory, checkpoint, None
+    parent = run.parent or run.stage.parent
+    if parent:
+        load_parent(pieces.model, parent, stage=run.stage, identity=pieces.identity)
+    else:
+        load_first_weights(pieces.model, run.model.weights, pieces.identity)
+    return directory, None, parent
+
+
+def load_pieces(run: Run, folder: Path, *, accelerator: str, threads: int) -> Pieces:
+    """Model and processor of a run directory, with the weights of its newest complete checkpoint."""
+    if threads:
+        torch.set_num_threads(threads)
+    pieces = build_pieces(run)
+    checkpoint = open_parent(folder)
+    check_identity(checkpoint.identity, pieces.identity, where=f"run {folder}")
+    load_model_tensors(pieces.model, checkpoint.tensors, where=f"run {folder}", may_lack=checkpoint.absent)
+    pieces.model.to("cuda" if accelerator == "gpu" else "cpu").eval()
+    log.info("%s: stage %s, step %d", checkpoint.path, checkpoint.stage, checkpoint.step)
+    return pieces
+
+
+def source_arguments(run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """(training sources, held-out sources) with their paths below `data.root`."""
+
+    def placed(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
+        return {n: {**asdict(s), "path": str(Path(run.data.root) / s.path)} for n, s in sources.items() if s.weight}
+
+    return placed(run.data.sources), placed(run.data.heldout)
+
+
+def stream_arguments(run: Run) -> dict[str, Any]:
+    """Keyword arguments of the stream: the data settings, the lanes and the seed."""
+    taken_elsewhere = ("root", "prepare", "sources", "heldout")
+    settings = {k: v for k, v in vars(run.data).items() if k not in taken_elsewhere}
+    return {
+        **settings,
+        "seed": run.seed,
+        "num_lanes": run.stage.batch_size,
+        "micro_batch": run.stage.micro_batch,
+    }
+
+
+def label_arguments(run: Run) -> dict[str, list[str]]:
+    """Sources and domains that losses are reported for, in one order on every rank."""
+    used = {name: source for name, source in run.data.sources.items() if source.weight}
+    return {"sources": list(used), "domains": sorted({source.domain for source in used.values()})}
+
+
+def load_first_weights(model: nn.Module, files: Sequence[str], identity: Mapping[str, str]) -> None:
+    """Pretrained parts, each a safetensors file of some of the model's names."""
+    if not files:
+        log.warning("no parent and no model.weights: training starts from random weights")
+    for file in files:
+        weights = open_parent(Path(file))
+        check_identity(weights.identity, identity, where=f"weights {file}")
+        absent = frozenset(model.state_dict()) - set(weights.tensors)
+        load_model_tensors(model, weights.tensors, where=f"weights {file}", may_lack=absent)
+        log.info("weights %s: %d tensors, %d names left as drawn", file, len(weights.tensors), len(absent))
+
+
+def show_plan(run: Run, missing: Sequence[str]) -> int:
+    """Says what a run would do, without weights or data: parameters by part, trainable counts, what is missing."""
+    with torch.device("meta"):
+        model: MultimodalLM = build(run.model.build, attention="sdpa")
+    apply_stage(model, run.stage)
+    absent = [*missing, *_missing_files(run)]
+    used = {name: source for name, source in run.data.sources.items() if source.weight}
+    total = sum(source.weight for source in used.values())
+    mix = [f"  {s.weight / total:6.2%}  {n:<32} {s.domain:<12} {s.path}" for n, s in used.items()]
+    lines = [
+        f"stage {run.stage.name} at scale {run.scale}: {run.stage.max_steps:,} steps of {run.stage.batch_size} rows "
+        f"of at most {run.data.max_tokens:,} positions, lr {run.stage.optimizer.lr:g}",
+        "",
+        parameter_table(model),
+        "",
+        f"mix of {len(mix)} sources:",
+        *mix,
+        "",
+        f"missing on disk: {len(absent)}" if absent else "nothing is missing on disk",
+        *(f"  {line}" for line in absent),
+    ]
+    show("\n".join(lines))
+    return 0
+
+
+def show_summary(summary: Summary, text: str) -> int:
+    """Says how a fit ended and where everything lies; returns the process's exit code."""
+    if text:
+        show(text)
+    show(f"{summary.state} at step {summary.step}: {summary.run_dir}")
+    if summary.exit_code:
+        show(f"go on with resume={summary.run_dir}")
+    return summary.exit_code
+
+
+def talk() -> None:
+    """Log lines of this project on the terminal, once a process."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    for name in ("bestiary", "data_modules"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def show(text: str) -> None:
+    """Says something to the person at the terminal, on the first rank alone."""
+    if launched_rank() == 0:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+def _missing_files(run: Run) -> list[str]:
+    parent = run.parent or run.stage.parent
+    wanted: dict[str, str | None] = {"tokenizer": run.model.processor.get("tokenizer"), "parent": parent}
+    if not parent:
+        wanted |= {f"weights {i}": path for i, path in enumerate(run.model.weights, 1)}
+    found = [f"{name}: {path} does not exist" for name, path in wanted.items() if path and not Path(path).exists()]
+    if run.stage.parents and not parent:
+        found.append(f"parent: stage {run.stage.name} starts from {' or '.join(run.stage.parents)}; give parent=")
+    return found

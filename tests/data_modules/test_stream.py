@@ -1,0 +1,392 @@
+"""The promise: row c of step t is a pure function of (seed, data, mix, budgets, c, t)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bestiary.schema import Batch, Example, RegionRows, Sample
+from data_modules.fingerprint import differences
+from data_modules.lanes import LaneState, lanes_of
+from data_modules.rows import LaneReader, Rules
+from data_modules.sources import StreamError, missing_sources, parse_sources
+from data_modules.stream import Stream
+from data_modules.table import resolved_table
+from tests.data_modules.making import CharProcessor, WholeProcessor, picture, sample, source
+
+LANES = 12
+Found = dict[tuple[int, int], tuple[Any, ...]]
+
+
+@pytest.fixture(scope="module")
+def mix(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Three weighted sources: one with undecodable pictures, one smaller than the number of lanes."""
+    root = tmp_path_factory.mktemp("mix")
+    source(root / "big" / "train", "big", 40)
+    source(root / "bad", "bad", 21, bad=(3, 4, 11), domain="chart")
+    source(root / "tiny", "tiny", 5, domain="text")
+    return {
+        "big": {"path": root / "big", "split": "train", "weight": 6.0, "domain": "natural"},
+        "bad": {"path": root / "bad", "weight": 3.0},
+        "tiny": {"path": root / "tiny", "weight": 1.0},
+    }
+
+
+def stream(mix: Mapping[str, Any], *, processor: Any = None, **changes: Any) -> Stream:
+    rules = {"seed": 3, "num_lanes": LANES, "max_tokens": 96, "max_views": 8, "bad_budget": 0.5, **changes}
+    return Stream(mix, processor or CharProcessor(), Rules(**rules))
+
+
+def contents(batch: Batch) -> Found:
+    """(step, lane) -> everything of its row, without the padding, in comparable form."""
+    found: Found = {}
+    pictures = prompts = 0
+    for row, lane in enumerate(batch.lanes):
+        inside = batch.segment_ids[row] > 0
+        num_pictures = int((batch.slots[row] == 1).sum()) // 3
+        num_prompts = int((batch.slots[row] == 2).sum())
+        regions: Any = None
+        if num_prompts and batch.regions is not None:
+            regions = torch.as_tensor(batch.regions.coords)[prompts : prompts + num_prompts].numpy().tobytes()
+        tensors = (batch.ids, batch.labels, batch.slots, batch.positions, batch.segment_ids)
+        found[batch.step, lane] = (
+            *(tensor[row][inside].numpy().tobytes() for tensor in tensors),
+            batch.pixels[pictures : pictures + num_pictures].numpy().tobytes(),
+            regions,
+            tuple((s.key, s.source, s.domain, s.start, s.length) for s in batch.segments if s.row == row),
+            batch.states[row],
+        )
+        pictures, prompts = pictures + num_pictures, prompts + num_prompts
+    return found
+
+
+def run(
+    made: Stream, steps: int, *, ranks: int = 1, workers: int = 0, micro_batch: int = 0, states: Any = None
+) -> Found:
+    """All rows of some steps in one layout."""
+    found: Found = {}
+    for rank in range(ranks):
+        lanes = lanes_of(rank, ranks, range(LANES))
+        loader = made.loader(lanes, states=states, micro_batch=micro_batch, num_workers=workers)
+        for batches in itertools.islice(loader, steps):
+            assert [lane for batch in batches for lane in batch.lanes] == list(lanes)
+            for batch in batches:
+                found.update(contents(batch))
+    assert len(found) == steps * LANES
+    return found
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_rows_do_not_depend_on_ranks_micro_batches_or_repetition(mix: Any, packing: bool) -> None:
+    made = stream(mix, packing=packing)
+    expected = run(made, 8)
+    for ranks, micro_batch in ((1, 0), (1, 5), (2, 1), (3, 2), (4, 0), (5, 1)):
+        assert run(made, 8, ranks=ranks, micro_batch=micro_batch) == expected
+    assert run(stream(mix, packing=packing), 8) == expected
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (1, 3), (3, 2)])
+def test_rows_do_not_depend_on_workers(mix: Any, ranks: int, workers: int) -> None:
+    made = stream(mix)
+    assert run(made, 5, ranks=ranks, workers=workers, micro_batch=4) == run(made, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_rows_and_resumes_are_equal_in_every_layout(mix: Any, ranks: int, workers: int, packing: bool) -> None:
+    made = stream(mix, packing=packing, chunk=2)
+    expected = run(made, 12)
+    assert run(made, 12, ranks=ranks, workers=workers, micro_batch=2) == expected
+    states = {lane: expected[6, lane][-1] for lane in range(LANES)}
+    rest = run(made, 5, ranks=ranks, workers=workers, states=states)
+    assert rest == {spot: row for spot, row in expected.items() if spot[0] > 6}
+
+
+@pytest.mark.parametrize("processor", [CharProcessor(), WholeProcessor()], ids=["lengths", "whole"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_any_step_can_be_resumed_on_any_layout(mix: Any, packing: bool, processor: Any) -> None:
+    steps = 10
+    expected = run(stream(mix, packing=packing, processor=processor), steps)
+    for done in range(steps - 1):
+        again = stream(mix, packing=packing, processor=processor)
+        states = {lane: expected[done, lane][-1] for lane in range(LANES)}
+        assert again.check_states(states, again.fingerprint()) == done + 1
+        rest = run(again, steps - done - 1, ranks=1 + done % 4, micro_batch=done % 3, states=states)
+        assert rest == {spot: row for spot, row in expected.items() if spot[0] > done}
+
+
+def test_packing_only_rearranges_and_examples_are_what_the_processor_makes(mix: Any) -> None:
+    made = stream({"big": mix["big"]}, packing=True, augment=False)
+    by_key = {f"big-{n:05d}": CharProcessor()(sample("big", n)) for n in range(40)}
+    for batches in itertools.islice(made.loader(range(LANES)), 4):
+        for segment in batches[0].segments:
+            span = batches[0].ids[segment.row, segment.start : segment.start + segment.length]
+            assert span.tolist() == by_key[segment.key].ids.tolist()
+
+
+def test_unpacked_rows_use_every_sample_once_before_any_twice(mix: Any) -> None:
+    made = stream({"big": mix["big"]}, packing=False)
+    keys = [row[7][0][0] for _, row in sorted(run(made, 40 // LANES).items())]
+    assert len(set(keys)) == 40 // LANES * LANES
+    counted = Counter(row[7][0][0] for row in run(made, 10).values())
+    assert set(counted.values()) == {3}
+
+
+def test_shares_are_kept_although_samples_are_damaged(mix: Any) -> None:
+    made = stream(mix, packing=False, processor=WholeProcessor())
+    counted = Counter(row[7][0][1] for row in run(made, 50).values())
+    assert abs(counted["big"] - 360) <= 3
+    assert abs(counted["bad"] - 180) <= 3
+    assert abs(counted["tiny"] - 60) <= 3
+
+
+def test_augmentation_depends_on_the_epoch_and_only_on_sample_and_epoch(mix: Any) -> None:
+    tiny = {"tiny": mix["tiny"]}
+    seen: dict[str, set[bytes]] = {}
+    for spot, row in sorted(run(stream(tiny, packing=False), 5).items()):
+        seen.setdefault(row[7][0][0], set()).add(row[5])
+        assert spot[1] < LANES
+    assert len(seen["tiny-00000"]) == 12  # sixty rows are twelve epochs of five samples
+    plain = run(stream(tiny, packing=False, augment=False), 5)
+    assert {row[5] for row in plain.values() if row[7][0][0] == "tiny-00000"} == {bytes(plain_pixels(0))}
+
+
+def plain_pixels(number: int) -> bytes:
+    return CharProcessor()(sample("tiny", number)).pixels.tobytes()
+
+
+def test_damage_found_while_decoding_is_a_counted_hole(mix: Any) -> None:
+    made = stream({"bad": mix["bad"]}, packing=False)
+    rows = run(made, 7)
+    empty = [spot for spot, row in rows.items() if not row[7]]
+    assert len(empty) == 4 * 3
+    states = [rows[6, lane][-1] for lane in range(LANES)]
+    assert sorted(made.losses(states)) == [
+        "bad/shard-00000.tar: 8 decode",
+        "bad/shard-00002.tar: 4 decode",
+    ]
+
+
+def test_damage_found_before_is_skipped_and_counted(mix: Any) -> None:
+    made = stream({"bad": mix["bad"]}, packing=False, processor=WholeProcessor())
+    rows = run(made, 6)
+    assert all(row[7] for row in rows.values())
+    assert not {row[7][0][0] for row in rows.values()} & {"bad-00003", "bad-00004", "bad-00011"}
+    lost = [line.rpartition(" ")[2] for line in made.losses([rows[5, lane][-1] for lane in range(LANES)])]
+    assert set(lost) == {"processor"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("processor", [CharProcessor(), WholeProcessor()], ids=["lengths", "whole"])
+def test_a_source_over_its_budget_of_damage_stops_the_run(tmp_path: Path, processor: Any, workers: int) -> None:
+    source(tmp_path, "ruin", 20, bad=range(20))
+    made = stream({"ruin": {"path": tmp_path}}, processor=processor, bad_budget=0.001)
+    with pytest.raises(StreamError, match=r"source 'ruin': 2 damaged.*bad_budget=0.001.*shard-0000\d.tar") as caught:
+        run(made, 20, workers=workers)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fully_damaged_source_does_not_spin(tmp_path: Path) -> None:
+    source(tmp_path, "ruin", 20, bad=range(20))
+    made = stream({"ruin": {"path": tmp_path}}, processor=WholeProcessor(), bad_budget=1.0)
+    with pytest.raises(StreamError, match="40 samples one after another"):
+        run(made, 1)
+
+
+def test_damaged_shards_are_skipped_the_same_way_in_every_layout(tmp_path: Path) -> None:
+    shards = source(tmp_path, "cut", 30, per_shard=10)
+    tar = tmp_path / shards.shards[1].file
+    tar.write_bytes(tar.read_bytes()[:9000])
+    made = stream({"cut": {"path": tmp_path}})
+    expected = run(made, 6)
+    assert run(made, 6, ranks=4) == expected
+    lost = made.losses([expected[5, lane][-1] for lane in range(LANES)])
+    assert len(lost) == 1
+    assert lost[0].startswith("cut/shard-00001.tar: ")
+    assert lost[0].endswith(" cut")
+
+
+def test_other_errors_of_a_processor_are_bugs_and_raise(mix: Any) -> None:
+    class Broken(CharProcessor):
+        def __call__(self, sample: Sample, *, rng: np.random.Generator | None = None) -> Example:
+            raise ZeroDivisionError
+
+    class Liar(CharProcessor):
+        def lengths(self, sample: Sample) -> tuple[int, int]:
+            tokens, views = super().lengths(sample)
+            return tokens + 1, views
+
+    with pytest.raises(ZeroDivisionError):
+        run(stream(mix, processor=Broken()), 1)
+    with pytest.raises(RuntimeError, match="disagree"):
+        run(stream(mix, processor=Liar()), 1)
+
+
+class TestTooLong:
+    """The policies for samples that no row can hold."""
+
+    @pytest.mark.parametrize("processor", [CharProcessor(), WholeProcessor()], ids=["lengths", "whole"])
+    def test_error_names_the_sample_and_the_remedy(self, mix: Any, processor: Any) -> None:
+        with pytest.raises(StreamError, match=r"sample big-\d+: it needs \d+ tokens.*too_long"):
+            run(stream(mix, max_tokens=16, processor=processor), 4)
+        with pytest.raises(StreamError, match=r"max_views=1"):
+            run(stream(mix, max_views=1, processor=processor), 4)
+
+    def test_skip_leaves_out_and_counts(self, mix: Any) -> None:
+        made = stream({"big": mix["big"]}, max_tokens=20, too_long="skip", bad_budget=0.0)
+        rows = run(made, 8)
+        assert max(segment[4] for row in rows.values() for segment in row[7]) <= 20
+        lost = made.losses([rows[7, lane][-1] for lane in range(LANES)])
+        assert lost
+        assert all(line.endswith("too_long") for line in lost)
+        with pytest.raises(StreamError, match="nothing of it can be used"):
+            run(stream({"big": mix["big"]}, max_tokens=4, too_long="skip"), 1)
+
+    def test_text_is_truncated_but_never_an_image(self, mix: Any) -> None:
+        made = stream({"big": mix["big"]}, max_tokens=16, too_long="truncate_text", augment=False)
+        rows = run(made, 8)
+        whole = {f"big-{n:05d}": CharProcessor()(sample("big", n)).ids for n in range(40)}
+        cut = 0
+        for row in rows.values():
+            for key, _, _, start, length in row[7]:
+                ids = np.frombuffer(row[0], np.int64)[start : start + length]
+                assert ids.tolist() == whole[key][:length].tolist()
+                assert length == min(16, len(whole[key]))
+                cut += length < len(whole[key])
+        assert cut
+        with pytest.raises(StreamError, match="image and prompts alone"):
+            run(stream({"big": mix["big"]}, max_tokens=4, too_long="truncate_text"), 8)
+
+
+class TestResume:
+    """What a resume accepts."""
+
+    def test_another_fingerprint_is_refused_with_the_difference(self, mix: Any) -> None:
+        made = stream(mix)
+        saved, states = made.fingerprint(), made.first_states()
+        heavier = {**mix, "tiny": {**mix["tiny"], "weight": 2.0}}
+        for other, message in (
+            (stream(mix, seed=4), "rules.seed: 3 -> 4"),
+            (stream(mix, look_ahead=8), "rules.look_ahead: 16 -> 8"),
+            (stream(heavier), "sources.tiny.share"),
+            (stream({"big": mix["big"]}), "sources.tiny.index_hash: .* -> absent"),
+            (stream(mix, processor=WholeProcessor()), "processor"),
+        ):
+            with pytest.raises(StreamError, match=message):
+                other.check_states(states, saved)
+        assert stream(mix, bad_budget=0.2).check_states(states, saved) == 0
+        assert differences(saved, saved) == []
+
+    def test_states_must_be_of_all_lanes_and_one_step(self, mix: Any) -> None:
+        made = stream(mix)
+        states = made.first_states()
+        with pytest.raises(StreamError, match=r"one each of 0\.\.11"):
+            made.check_states({lane: state for lane, state in states.items() if lane}, made.fingerprint())
+        later = {**states, 4: run(made, 1)[0, 4][-1]}
+        with pytest.raises(StreamError, match="different steps"):
+            made.check_states(later, made.fingerprint())
+        with pytest.raises(ValueError, match="cut off"):
+            made.check_states({**states, 4: states[4][:-1]}, made.fingerprint())
+
+    def test_the_loader_leaves_the_global_generator_alone(self, mix: Any) -> None:
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        next(iter(stream(mix).loader(range(2), num_workers=1)))
+        assert torch.equal(before, torch.get_rng_state())
+
+
+def test_workers_survive_the_signals_of_their_group(mix: Any) -> None:
+    loader = stream(mix).loader(range(4), num_workers=2)
+    steps = iter(loader)
+    first = next(steps)
+    import multiprocessing
+
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    for child in children:
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGTERM)
+        os.kill(child.pid, signal.SIGINT)
+    rows: Found = {}
+    for batches in [first, *itertools.islice(steps, 6)]:
+        rows.update(contents(batches[0]))
+    assert rows == {spot: row for spot, row in run(stream(mix), 7).items() if spot[1] < 4}
+    del steps
+    for child in children:
+        child.join(10)
+        assert not child.is_alive()
+
+
+class TestSources:
+    """What a configuration may say."""
+
+    def test_a_missing_folder_is_named_with_its_remedy(self, mix: Any, tmp_path: Path) -> None:
+        (tmp_path / "half").mkdir()
+        wanted = {**mix, "gone": {"path": tmp_path / "gone"}, "half": {"path": tmp_path / "half"}}
+        lines = missing_sources(wanted)
+        assert len(lines) == 2
+        assert "source 'gone'" in lines[0]
+        assert "does not exist" in lines[0]
+        assert "unfinished" in lines[1]
+        with pytest.raises(StreamError, match=r"source 'gone': .*/gone does not exist; .*data.sources.gone.path"):
+            stream(wanted)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"path": "x", "wieght": 1}, r"sources\.a\.wieght is unknown; did you mean weight"),
+            ({}, "path is not set"),
+            ({"path": "x", "weight": 0}, "weight=0"),
+            ({"path": "x", "weight": "much"}, "weight='much'"),
+        ],
+    )
+    def test_a_wrong_entry_is_named(self, given: Any, message: str) -> None:
+        with pytest.raises(StreamError, match=message):
+            parse_sources({"a": given})
+
+    def test_no_source_and_a_wrong_domain_are_refused(self, mix: Any) -> None:
+        with pytest.raises(StreamError, match="empty"):
+            parse_sources({})
+        with pytest.raises(StreamError, match=r"holds domains \['natural'\], not 'web'"):
+            stream({"big": {**mix["big"], "domain": "web"}})
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("num_lanes", 0), ("max_tokens", 0), ("too_long", "cut"), ("bad_budget", 2.0), ("seed", -1)]
+    )
+    def test_senseless_rules_are_refused(self, mix: Any, name: str, value: Any) -> None:
+        with pytest.raises(StreamError, match=name):
+            stream(mix, **{name: value})
+
+    def test_the_table_shows_shares_sizes_repeats_and_fill(self, mix: Any, tmp_path: Path) -> None:
+        made = stream(mix)
+        table = resolved_table(made.specs, made.plan, num_lanes=LANES, max_steps=100)
+        assert "60.00%" in table
+        assert "expected fill" in table
+        tiny = next(line for line in table.splitlines() if line.startswith("tiny"))
+        assert float(tiny.split()[4]) > 20
+        specs = parse_sources({**mix, "gone": {"path": tmp_path / "gone"}})
+        assert "(missing)" in resolved_table(specs, None, num_lanes=LANES)
+
+
+def test_a_lane_state_belongs_to_its_stream(mix: Any) -> None:
+    made = stream(mix)
+    with pytest.raises(StreamError, match="does not belong"):
+        LaneReader(made.plan, LaneState(99, made.plan.first_state(0).places))
+
+
+def test_regions_arrive_as_rows_of_the_batch(mix: Any) -> None:
+    batch = next(iter(stream(mix).loader(range(LANES), num_workers=2)))[0]
+    assert isinstance(batch.regions, RegionRows)
+    assert batch.regions.coords.shape[0] == int(batch.regions.counts.sum()) == int((batch.slots == 2).sum())
+    assert picture(0)

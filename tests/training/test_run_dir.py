@@ -1,0 +1,83 @@
+"""The run directory is true at every moment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bestiary.training.run_dir import FlightRecorder, JsonLines, RunDir, git_commit
+
+
+def test_a_new_run_has_its_files_and_says_it_runs(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.start(config="a: 1\n", resolved="a: 1\nb: 2\n", stage="one")
+    assert (run.path / "config.yaml").read_text() == "a: 1\n"
+    assert (run.path / "config.resolved.yaml").read_text() == "a: 1\nb: 2\n"
+    assert json.loads((run.path / "environment.json").read_text())["versions"]["torch"]
+    assert run.status.state == "running" and run.status.stage == "one" and run.status.heartbeat
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    RunDir(tmp_path).start(config="", resolved="")
+    with pytest.raises(ValueError, match="already holds a run .*resume="):
+        RunDir(tmp_path).start(config="", resolved="")
+
+
+def test_a_run_has_one_trainer_at_a_time(tmp_path: Path) -> None:
+    first = RunDir(tmp_path)
+    first.start(config="", resolved="")
+    other = f"from bestiary.training.run_dir import RunDir; run = RunDir({str(tmp_path)!r}); print(run.is_locked); run.lock()"
+
+    def ask() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
+
+    refused = ask()
+    assert refused.stdout == "True\n" and "trained by another process" in refused.stderr
+    first.unlock()
+    assert ask().returncode == 0
+
+
+def test_reopening_counts_restarts_and_keeps_the_earlier_environment(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.start(config="", resolved="")
+    run.update(state="failed", error="no")
+    run.reopen(0)
+    assert (run.status.restarts, run.status.state, run.status.error) == (1, "running", None)
+    assert len(json.loads((tmp_path / "environment.json").read_text())["earlier"]) == 1
+
+
+def test_a_log_is_cut_back_and_a_half_written_line_dropped(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "m.jsonl")
+    for step in range(1, 5):
+        log.append({"step": step, "loss": 1 / 3 * step})
+    whole = log.path.read_text().splitlines()
+    with log.path.open("a") as file:
+        file.write('{"step": 5, "lo')
+    log.cut_after(3)
+    assert log.path.read_text().splitlines() == whole[:3]
+
+
+def test_a_log_refuses_what_json_cannot_say(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        JsonLines(tmp_path / "m.jsonl").append({"step": 1, "loss": float("nan")})
+
+
+def test_the_flight_recorder_reads_back_what_was_flushed(tmp_path: Path) -> None:
+    recorder = FlightRecorder(tmp_path / "s.jsonl.zst")
+    records = [{"step": step, "lanes": {"0": [f"k{step}"]}} for step in range(1, 7)]
+    recorder.append(records[:4])
+    recorder.append(records[4:])
+    assert recorder.read() == records
+    recorder.cut_after(3)
+    assert recorder.read() == records[:3]
+    with recorder.path.open("ab") as file:
+        file.write(recorder.path.read_bytes()[:10])
+    assert recorder.read() == records[:3]
+
+
+def test_a_folder_outside_any_repository_has_no_commit(tmp_path: Path) -> None:
+    assert git_commit(tmp_path) is None
