@@ -25,7 +25,8 @@ def main(run: Run, config: DictConfig) -> int:
     from bestiary.evaluation.suite import run_suite
     from bestiary.training import assembly
     from bestiary.training.fit import fit
-    from data_modules.datamodule import Samples, StreamDataModule, missing_sources
+    from data_modules.datamodule import StreamDataModule
+    from data_modules.samples import Samples, missing_sources
 
     run.run_dir, run.resume, run.parent = at_home([run.run_dir, run.resume, run.parent], ROOT)
     assembly.talk()

@@ -44,7 +44,8 @@ class Mixture:
         draws = [0] * len(self.shares)
         starts: list[tuple[int, ...]] = []
         for lane in range(num_lanes):
-            wanted = lane * ONE // (num_lanes * min(self.shares))
+            whole = num_lanes * min(self.shares)
+            wanted = (2 * lane * ONE + whole) // (2 * whole)  # to the nearest: shares are rounded themselves
             while sum(draws) < wanted:
                 draws[self.choose(draws)] += 1
             starts.append(tuple(draws))

@@ -8,7 +8,9 @@ from itertools import accumulate
 from typing import Any, overload
 
 from bestiary.schema import Sample
-from data_modules.sources import SourceSpec, parse_sources
+from data_modules.sources import SourceSpec, missing_sources, parse_sources
+
+__all__ = ["Samples", "missing_sources"]
 
 
 class Samples(Sequence[Sample]):

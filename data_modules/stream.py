@@ -111,18 +111,21 @@ class StreamLoader:
             batch_size=None,
             num_workers=self._num_workers,
             collate_fn=_identity,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_outlive_one_signal,
             generator=torch.Generator(),  # or every new iterator would draw from the global generator of the model
         )
         items = iter(loader)
-        while True:
-            rows: list[Row] = []
-            for _ in range(self._num_workers):
-                item = next(items)
-                if isinstance(item, StreamError):
-                    raise item
-                rows += _unpack(item)
-            yield rows
+        try:
+            while True:
+                rows: list[Row] = []
+                for _ in range(self._num_workers):
+                    item = next(items)
+                    if isinstance(item, StreamError):
+                        raise item
+                    rows += _unpack(item)
+                yield rows
+        finally:
+            del items  # the last reference: workers end now, not when an exception that holds this frame is collected
 
 
 class _LaneDataset(IterableDataset[Any]):
@@ -179,7 +182,11 @@ def _identity(item: Any) -> Any:
     return item
 
 
-def _ignore_signals(_: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group; the main process decides, and needs one more batch to do it."""
+def _outlive_one_signal(_: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; the main process decides, and needs one more batch to do it.
+
+    Ctrl-C is the main process's business alone. The first SIGTERM is let pass, the second ends the worker: it comes
+    from the main process that clears up.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL) and None)

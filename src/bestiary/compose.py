@@ -54,7 +54,9 @@ def load_run(folder: Path) -> Run:
     path = folder / "config.resolved.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a run directory: it has no {path.name}")
-    run = typed(OmegaConf.merge(OmegaConf.structured(Run), OmegaConf.load(path)))
+    config = OmegaConf.merge(OmegaConf.structured(Run), OmegaConf.load(path))
+    assert isinstance(config, DictConfig)
+    run = typed(config)
     assert isinstance(run, Run)
     return run
 

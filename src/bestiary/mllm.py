@@ -75,6 +75,12 @@ class MultimodalLM(nn.Module):
         """Where the embeddings are, and so where a batch belongs."""
         return next(self.decoder.parameters()).device
 
+    @property
+    def layout(self) -> dict[str, int]:
+        """What a processor must know of the model: canvas_px, image_rows, num_views, num_slots (those its parts have)."""
+        parts = [part for part in (self.vision, self.regions) if part is not None]
+        return {name: number for part in parts for name, number in cast("dict[str, int]", part.layout).items()}
+
     # -- the steps of a batch ------------------------------------------------------------------------------------
 
     def splice(self, batch: Batch) -> Tensor:

@@ -57,7 +57,10 @@ def scene(i: int, *, task: str = "label", num_marks: int | None = None) -> Scene
     regions = tuple(region(kind, CENTRES[int(q)], mark) for mark, q in enumerate(marked, start=1))
     noun = "Mark" if kind == "point" else "Region"
     answer = "\n".join(f"{noun} {mark}: {names[int(q)]}" for mark, q in enumerate(marked, start=1))
-    turns = (Turn("human", f"Please identify the labels of each marked {noun.lower()}."), Turn("assistant", answer))
+    turns = (
+        Turn("human", f"Please identify the labels of every {noun.lower()} in the image."),
+        Turn("assistant", answer),
+    )
     sample = Sample(
         key=f"scene-{i:03d}",
         source="drawn",
@@ -119,7 +122,7 @@ class StandInModel(torch.nn.Module):
     def __init__(self, scenes: Sequence[Scene], *, is_blind: bool = False, forget_last: bool = False) -> None:
         super().__init__()
         self._names = {s.sample.key: s.names for s in scenes}
-        self._nouns = {s.sample.key: "Mark" if "Mark" in s.sample.turns[1].text else "Region" for s in scenes}
+        self._nouns = {s.sample.key: "Mark" if "mark" in s.sample.turns[0].text.split() else "Region" for s in scenes}
         self._is_blind = is_blind
         self._forget_last = forget_last
         self.part = torch.nn.Linear(1, 1)

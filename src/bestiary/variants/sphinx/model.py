@@ -116,6 +116,11 @@ class SphinxVision(nn.Module):
         self.train(self.training)
 
     @property
+    def layout(self) -> dict[str, int]:
+        """What the processor must know: side of the canvas, positions and views of one image."""
+        return {"canvas_px": self.canvas_px, "image_rows": self.image_rows, "num_views": self.num_views}
+
+    @property
     def towers(self) -> tuple[nn.Module, ...]:
         """The four encoders."""
         return (self.clip, self.convnext, self.dinov2, self.qformer)

@@ -100,8 +100,7 @@ class PromptRows(nn.Module):
     """Tags, prompt encoder and projection: the rows of all REGION positions.
 
     out_dim: decoder width D; dim: see `PromptEncoder`.
-    num_slots: slots that the processor fills at least; kept for those who check one against the other, the module
-        itself takes any number.
+    num_slots: slots that the processor fills at least; the module itself takes any number.
     """
 
     def __init__(self, *, out_dim: int, dim: int, num_slots: int) -> None:
@@ -111,6 +110,11 @@ class PromptRows(nn.Module):
         self.proj = Projection(self.encoder.out_dim, out_dim)
         self.start = nn.Parameter(torch.rand(1, 1, out_dim))
         self.end = nn.Parameter(torch.rand(1, 1, out_dim))
+
+    @property
+    def layout(self) -> dict[str, int]:
+        """What the processor must know: the least number of slots of a sample with prompts."""
+        return {"num_slots": self.num_slots}
 
     def forward(self, regions: RegionRows) -> torch.Tensor:
         """float[R + 2 * E, D]: for every example with prompts its start tag, its slots, its end tag."""
