@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import gcd
 
 from data_modules.lanes import Ref
 
@@ -56,15 +57,16 @@ def best_subset(refs: list[Ref], tokens: int, views: int | None) -> list[int]:
     Of equally full subsets the one with fewer views, then the one made of older samples.
     Bit v * stride + t of `reach` says that some subset has t tokens and v views.
     """
+    unit = gcd(*(ref.views for ref in refs)) or 1  # views come in equal lots: count lots
     stride = 2 * (tokens + 1)
-    slots = 1 if views is None else views + 1
+    slots = 1 if views is None else views // unit + 1
     one_slot = (1 << (tokens + 1)) - 1
     allowed = sum(one_slot << (stride * slot) for slot in range(slots))
     reach = [1]
     shifts = []
     for ref in refs:
         fits = ref.tokens <= tokens and (views is None or ref.views <= views)
-        shift = ref.tokens + (0 if views is None else ref.views * stride)
+        shift = ref.tokens + (0 if views is None else ref.views // unit * stride)
         shifts.append(shift)
         reach.append(reach[-1] | (reach[-1] << shift & allowed) if fits else reach[-1])
     in_slots = [reach[-1] >> (stride * slot) & one_slot for slot in range(slots)]

@@ -8,7 +8,6 @@ are ever read, and none of them can carry code.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, NoReturn
@@ -21,6 +20,8 @@ KEY_LIMIT = 80
 """Characters of a key, so that `<key>.99.webp` fits a USTAR name."""
 
 _NUMBERS = {"point": 2, "box": 4}
+_ROUNDING = 1e-6
+"""How far outside the picture a fraction may lie without being wrong."""
 
 
 class Reason(IntEnum):
@@ -137,7 +138,7 @@ def _check_region(key: str, region: Region) -> None:
         raise SampleError(key, f"{where}: kind must be point, box or stroke")
     if num != _NUMBERS.get(region.kind, num) or num % 2 or num < 2:
         raise SampleError(key, f"{where}: {num} numbers do not make a {region.kind}")
-    if not all(math.isfinite(value) and 0.0 <= value <= 1.0 for value in region.coords):
+    if not all(-_ROUNDING <= value <= 1.0 + _ROUNDING for value in region.coords):
         raise SampleError(key, f"{where}: coordinates must lie in [0, 1], as fractions of the original image")
     if region.kind == "box" and not (region.coords[0] < region.coords[2] and region.coords[1] < region.coords[3]):
         raise SampleError(key, f"{where}: a box needs x0 < x1 and y0 < y1")

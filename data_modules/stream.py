@@ -7,9 +7,12 @@ examples of their rows in one shared-memory tensor; padding happens in the main 
 
 from __future__ import annotations
 
+import atexit
 import pickle
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -111,10 +114,12 @@ class StreamLoader:
             batch_size=None,
             num_workers=self._num_workers,
             collate_fn=_identity,
-            worker_init_fn=_outlive_one_signal,
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # or every new iterator would draw from the global generator of the model
         )
         items = iter(loader)
+        end = partial(_end, items._workers)  # type: ignore[attr-defined]  # torch has no public name for them
+        atexit.register(end)  # before multiprocessing's own, which would wait for ever: see _ignore_signals
         try:
             while True:
                 rows: list[Row] = []
@@ -125,7 +130,9 @@ class StreamLoader:
                     rows += _unpack(item)
                 yield rows
         finally:
-            del items  # the last reference: workers end now, not when an exception that holds this frame is collected
+            del items  # the last reference unless an exception holds it: the workers end in peace
+            atexit.unregister(end)
+            end()
 
 
 class _LaneDataset(IterableDataset[Any]):
@@ -182,11 +189,15 @@ def _identity(item: Any) -> Any:
     return item
 
 
-def _outlive_one_signal(_: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group; the main process decides, and needs one more batch to do it.
-
-    Ctrl-C is the main process's business alone. The first SIGTERM is let pass, the second ends the worker: it comes
-    from the main process that clears up.
-    """
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; the main process decides, and needs one more batch to do it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL) and None)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end(workers: Sequence[BaseProcess]) -> None:
+    """Make sure that no worker is left; they hold nothing that could be lost."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()

@@ -149,13 +149,13 @@ def test_a_source_that_lost_or_changed_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not the index"):
         ShardSet(tmp_path)[0]
     index.write_bytes(good[:-1])
-    with pytest.raises(ValueError, match="needs? "):
+    with pytest.raises(ValueError, match="samples need"):
         ShardSet(tmp_path)[0]
     index.write_bytes(good)
     facts = json.loads((tmp_path / "source.json").read_text())
     facts["shards"][0]["file"] = "../elsewhere.tar"
     (tmp_path / "source.json").write_text(json.dumps(facts))
-    with pytest.raises(ValueError, match="plain .tar file name"):
+    with pytest.raises(ValueError, match=r"plain \.tar file name"):
         ShardSet(tmp_path)
     (tmp_path / "source.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +27,7 @@ from data_modules.table import resolved_table
 from tests.data_modules.making import CharProcessor, WholeProcessor, picture, sample, source
 
 LANES = 12
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 Found = dict[tuple[int, int], tuple[Any, ...]]
 
 
@@ -116,7 +120,7 @@ def test_rows_and_resumes_are_equal_in_every_layout(mix: Any, ranks: int, worker
 @pytest.mark.parametrize("processor", [CharProcessor(), WholeProcessor()], ids=["lengths", "whole"])
 @pytest.mark.parametrize("packing", [True, False])
 def test_any_step_can_be_resumed_on_any_layout(mix: Any, packing: bool, processor: Any) -> None:
-    steps = 10
+    steps = 7
     expected = run(stream(mix, packing=packing, processor=processor), steps)
     for done in range(steps - 1):
         again = stream(mix, packing=packing, processor=processor)
@@ -307,12 +311,10 @@ class TestResume:
 
 
 def test_workers_survive_the_signals_of_their_group(mix: Any) -> None:
-    loader = stream(mix).loader(range(4), num_workers=2)
-    steps = iter(loader)
+    before = set(multiprocessing.active_children())
+    steps = iter(stream(mix).loader(range(4), num_workers=2))
     first = next(steps)
-    import multiprocessing
-
-    children = multiprocessing.active_children()
+    children = set(multiprocessing.active_children()) - before
     assert len(children) == 2
     for child in children:
         assert child.pid is not None
@@ -323,9 +325,27 @@ def test_workers_survive_the_signals_of_their_group(mix: Any) -> None:
         rows.update(contents(batches[0]))
     assert rows == {spot: row for spot, row in run(stream(mix), 7).items() if spot[1] < 4}
     del steps
-    for child in children:
-        child.join(10)
-        assert not child.is_alive()
+    assert not children & set(multiprocessing.active_children())
+
+
+def test_an_error_ends_the_workers_at_once(tmp_path: Path) -> None:
+    source(tmp_path, "ruin", 20, bad=range(20))
+    before = set(multiprocessing.active_children())
+    with pytest.raises(StreamError):
+        run(stream({"ruin": {"path": tmp_path}}, bad_budget=0.0), 1, workers=2)
+    assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.mark.slow
+def test_a_program_that_forgets_its_loader_still_ends(tmp_path: Path) -> None:
+    source(tmp_path, "toys", 20)
+    program = (
+        "from tests.data_modules.test_stream import *\n"
+        f"steps = iter(stream({{'toys': {{'path': {str(tmp_path)!r}}}}}).loader(range(4), num_workers=2))\n"
+        "next(steps)\n"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=root, check=True, timeout=60)
 
 
 class TestSources:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bestiary.evaluation.statistics import across_seeds, bootstrap, paired_difference
+from bestiary.evaluation.statistics import across_seeds, bootstrap, paired_bootstrap
 
 
 def test_an_interval_holds_its_score_and_narrows_with_pictures() -> None:
@@ -30,9 +30,10 @@ def test_pictures_without_scored_regions_weigh_nothing() -> None:
 
 def test_a_paired_difference_sees_through_hard_pictures() -> None:
     hard = [0.0, 1.0] * 50
-    value, interval = paired_difference([h + 0.1 for h in hard], hard, [1] * 100, seed=0)
-    assert value == pytest.approx(0.1)
-    assert interval.low == pytest.approx(0.1) == interval.high
+    ours, theirs, gain = paired_bootstrap([h + 0.1 for h in hard], hard, [1] * 100, seed=0)
+    assert gain.low == pytest.approx(0.1) == gain.high
+    assert theirs == bootstrap(hard, [1] * 100, seed=0)
+    assert ours.low == pytest.approx(theirs.low + 0.1)
 
 
 def test_spread_over_seeds_is_the_sample_deviation() -> None:

@@ -67,7 +67,7 @@ def test_other_names_are_refused_with_the_nearest(trained: Path, tmp_path: Path)
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
 def test_what_is_no_run_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="does not exist|neither a run directory"):
+    with pytest.raises(ValueError, match=r"does not exist|neither a run directory"):
         load_parent(tiny_model(), tmp_path / name, stage=CHILD, identity={})
 
 

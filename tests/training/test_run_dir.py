@@ -23,14 +23,14 @@ def test_a_new_run_has_its_files_and_says_it_runs(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
     RunDir(tmp_path).start(config="", resolved="")
-    with pytest.raises(ValueError, match="already holds a run .*resume="):
+    with pytest.raises(ValueError, match=r"already holds a run .*resume="):
         RunDir(tmp_path).start(config="", resolved="")
 
 
 def test_a_run_has_one_trainer_at_a_time(tmp_path: Path) -> None:
     first = RunDir(tmp_path)
     first.start(config="", resolved="")
-    other = f"from bestiary.training.run_dir import RunDir; run = RunDir({str(tmp_path)!r}); print(run.is_locked); run.lock()"
+    other = f"from bestiary.training.run_dir import RunDir as R; r = R({str(tmp_path)!r}); print(r.is_locked); r.lock()"
 
     def ask() -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)

@@ -83,7 +83,7 @@ def tiny_stage(**changes: Any) -> Stage:
 
 
 def tiny_row(lane: int, step: int) -> list[Example]:
-    """One or two examples, a pure function of lane and step: counting sequences, so that there is something to learn."""
+    """One or two counting sequences, a pure function of lane and step."""
     rng = np.random.default_rng((lane, step))
     row = []
     for part in range(1 + lane % 2):
@@ -119,10 +119,10 @@ class TinyData(lightning.LightningDataModule):
     def fingerprint(self) -> dict[str, Any]:
         return {"lanes": self.num_lanes, "version": self.version}
 
-    def load_states(self, states: Sequence[bytes], fingerprint: Mapping[str, Any]) -> int:
+    def load_states(self, states: Mapping[int, bytes], fingerprint: Mapping[str, Any]) -> int:
         if dict(fingerprint) != self.fingerprint():
             raise ValueError(f"the stream changed: {dict(fingerprint)} -> {self.fingerprint()}")
-        (self.first,) = {int(state) for state in states}
+        (self.first,) = {int(state) for state in states.values()}
         return self.first
 
     def losses(self, states: Sequence[bytes]) -> list[str]:

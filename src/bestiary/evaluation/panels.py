@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from bestiary.evaluation.report import MarkResult
 from bestiary.schema import Region, Sample, SampleError
+from bestiary.vision.image import decode_rgb
 
 Colour = tuple[int, int, int]
 
@@ -66,9 +67,8 @@ def open_picture(sample: Sample) -> Image.Image:
     if not sample.images:
         return Image.new("RGB", (MARKED_PX, MARKED_PX), GAP)
     try:
-        with Image.open(io.BytesIO(sample.images[0])) as image:
-            return image.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
+        return Image.fromarray(decode_rgb(sample.images[0]))
+    except ValueError as error:
         raise SampleError(sample.key, f"cannot draw its picture: {error}") from error
 
 
@@ -171,13 +171,11 @@ def _cell(row: PanelRow) -> Image.Image:
     text = _Text(cell, y=CELL_PX + 8)
     text.write(row.title, colour=FAINT, indent=0, most_lines=1)
     text.write(row.question, colour=INK, indent=0, most_lines=2)
-    if row.marks:
-        for mark in row.marks:
-            text.mark(mark)
-    else:
-        text.write(row.reference, colour=FAINT, indent=32, most_lines=3)
-        text.sign(row.is_correct)
-        text.write(row.prediction or "(no answer)", colour=_verdict(row.is_correct), indent=32, most_lines=4)
+    text.y += 4
+    for mark in row.marks:
+        text.mark(mark)
+    if not row.marks:
+        text.answer(row.prediction or "(empty)", row.reference, row.is_correct, indent=0)
     return cell.crop((0, 0, CELL_PX, min(text.y + 8, cell.height)))
 
 
@@ -195,29 +193,24 @@ class _Text:
             self.y += LINE_PX
 
     def mark(self, result: MarkResult) -> None:
-        """`(n) answer` with a tick, or `(n) answer` with a cross and the truth behind it."""
+        """The mark's number in its colour, then what was said of it."""
         y = self.y + LINE_PX // 2 - 2
-        box = (MARGIN_PX, y - 11, MARGIN_PX + 22, y + 11)
-        self._draw.ellipse(box, fill=colour_of(result.mark))
+        self._draw.ellipse((MARGIN_PX, y - 11, MARGIN_PX + 22, y + 11), fill=colour_of(result.mark))
         self._draw.text((MARGIN_PX + 11, y), str(result.mark), fill=PAPER, font=_font(16), anchor="mm")
-        self.sign(result.is_correct, x=MARGIN_PX + 30)
         said = "(left out)" if result.predicted is None else result.predicted or "(empty)"
-        self.write(said, colour=_verdict(result.is_correct), indent=60, most_lines=2)
-        if not result.is_correct:
-            self.write(f"truth: {result.truth}", colour=FAINT, indent=60, most_lines=2)
+        self.answer(said, result.truth, result.is_correct, indent=30)
 
-    def sign(self, is_correct: bool, *, x: int = MARGIN_PX) -> None:
-        """A tick or a cross before the next line: colour alone does not reach every reader."""
-        y = self.y + LINE_PX // 2 - 2
+    def answer(self, said: str, truth: str, is_correct: bool, *, indent: int) -> None:
+        """A tick and the answer, or a cross, the answer and the truth: colour alone does not reach every reader."""
+        x, y = MARGIN_PX + indent, self.y + LINE_PX // 2 - 2
         if is_correct:
             self._draw.line([(x + 2, y), (x + 8, y + 7), (x + 20, y - 8)], fill=RIGHT, width=4, joint="curve")
         else:
             self._draw.line([(x + 4, y - 7), (x + 18, y + 7)], fill=WRONG, width=4)
             self._draw.line([(x + 4, y + 7), (x + 18, y - 7)], fill=WRONG, width=4)
-
-
-def _verdict(is_correct: bool) -> Colour:
-    return RIGHT if is_correct else WRONG
+        self.write(said, colour=RIGHT if is_correct else WRONG, indent=indent + 30, most_lines=4)
+        if not is_correct:
+            self.write(f"truth: {truth}", colour=FAINT, indent=indent + 30, most_lines=4)
 
 
 def _wrap(text: str, width_px: int, most_lines: int) -> list[str]:

@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bestiary.evaluation.statistics import Interval, bootstrap, paired_difference
+from bestiary.evaluation.statistics import Interval, bootstrap, paired_bootstrap
 
 GROUPS = ("domain", "kind", "task", "marks")
 """What a metric is broken down by: `by_domain` ... in report.json. `marks` is the number of regions of the picture."""
+MIN_PICTURES = 5
+"""Below it a bootstrap interval says nothing, and none is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,15 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A mean over `n` units beside its control; intervals are 95 % bootstrap intervals over pictures."""
+    """A mean over `n` units beside its control; intervals are 95 % bootstrap intervals over pictures.
+
+    interval: None below MIN_PICTURES. gain_interval: of value minus control, on the same resamples.
+    """
 
     value: float
     n: int
     control: float | None
-    interval: Interval
+    interval: Interval | None
     control_interval: Interval | None
     gain_interval: Interval | None
     by: dict[str, dict[str, Metric]] = field(default_factory=dict)
@@ -193,14 +198,13 @@ def _plain_metric(scores: Sequence[Score], seed: int) -> Metric:
         theirs[score.picture] += score.control or 0.0
         counts[score.picture] += 1
     a, b, n = list(ours.values()), list(theirs.values()), list(counts.values())
-    return Metric(
-        value=math.fsum(a) / sum(n),
-        n=sum(n),
-        control=math.fsum(b) / sum(n) if has_control else None,
-        interval=bootstrap(a, n, seed=seed),
-        control_interval=bootstrap(b, n, seed=seed) if has_control else None,
-        gain_interval=paired_difference(a, b, n, seed=seed)[1] if has_control else None,
-    )
+    interval = control_interval = gain_interval = None
+    if len(n) >= MIN_PICTURES and has_control:
+        interval, control_interval, gain_interval = paired_bootstrap(a, b, n, seed=seed)
+    elif len(n) >= MIN_PICTURES:
+        interval = bootstrap(a, n, seed=seed)
+    control = math.fsum(b) / sum(n) if has_control else None
+    return Metric(math.fsum(a) / sum(n), sum(n), control, interval, control_interval, gain_interval)
 
 
 def _natural(value: str) -> tuple[int, str]:
@@ -218,6 +222,6 @@ def _flat(name: str, metric: Metric) -> dict[str, float]:
 
 
 def _table_row(name: str, metric: Metric) -> tuple[str, str, str, str, str]:
-    interval = f"{metric.interval.low:.3f}-{metric.interval.high:.3f}"
+    interval = "-" if metric.interval is None else f"{metric.interval.low:.3f}-{metric.interval.high:.3f}"
     control = "-" if metric.control is None else f"{metric.control:.3f}"
     return name, f"{metric.value:.3f}", interval, control, str(metric.n)

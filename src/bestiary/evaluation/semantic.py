@@ -72,7 +72,14 @@ def load_sentence_encoder(folder: Path | None = None) -> SentenceEncoder:
             "or set semantic_similarity to auto or false"
         )
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
-    model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    has_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # 103 tensors in a few milliseconds need no bar in the log
+    try:
+        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    finally:
+        if has_bar:
+            transformers_logging.enable_progress_bar()
     return SentenceEncoder(model, tokenizer)

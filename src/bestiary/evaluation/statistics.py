@@ -40,11 +40,10 @@ def bootstrap(
 
     sums[i], counts[i]: total score and number of scored regions of picture i.
     """
-    ratios = _ratios(np.asarray(sums, np.float64)[:, None], counts, seed=seed, resamples=resamples)[:, 0]
-    return _percentiles(ratios, level)
+    return _percentiles(_ratios([sums], counts, seed=seed, resamples=resamples)[:, 0], level)
 
 
-def paired_difference(
+def paired_bootstrap(
     ours: Sequence[float],
     theirs: Sequence[float],
     counts: Sequence[float],
@@ -52,12 +51,11 @@ def paired_difference(
     seed: int,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
-) -> tuple[float, Interval]:
-    """Difference of two scores of the SAME pictures and its interval; both see the same resamples."""
-    both = np.stack([np.asarray(ours, np.float64), np.asarray(theirs, np.float64)], axis=1)
-    ratios = _ratios(both, counts, seed=seed, resamples=resamples)
-    value = float((both[:, 0].sum() - both[:, 1].sum()) / np.sum(counts))
-    return value, _percentiles(ratios[:, 0] - ratios[:, 1], level)
+) -> tuple[Interval, Interval, Interval]:
+    """Intervals of two scores of the SAME pictures and of their difference; all three see the same resamples."""
+    ratios = _ratios([ours, theirs], counts, seed=seed, resamples=resamples)
+    first, second = ratios[:, 0], ratios[:, 1]
+    return _percentiles(first, level), _percentiles(second, level), _percentiles(first - second, level)
 
 
 def across_seeds(values: Sequence[float]) -> Spread:
@@ -70,9 +68,10 @@ def across_seeds(values: Sequence[float]) -> Spread:
     return Spread(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)), len(values))
 
 
-def _ratios(sums: np.ndarray, counts: Sequence[float], *, seed: int, resamples: int) -> np.ndarray:
-    """float64[resamples, columns of sums]; a resample of pictures is a vector of multiplicities."""
+def _ratios(columns: Sequence[Sequence[float]], counts: Sequence[float], *, seed: int, resamples: int) -> np.ndarray:
+    """float64[resamples, columns]; a resample of pictures is a vector of multiplicities."""
     totals = np.asarray(counts, np.float64)
+    sums = np.asarray(columns, np.float64).T
     if len(totals) == 0 or totals.sum() <= 0 or len(sums) != len(totals):
         raise ValueError(f"{len(sums)} sums and {len(totals)} counts; need one of each per picture, not all zero")
     rng = np.random.default_rng(seed)

@@ -31,8 +31,6 @@ def run_suite(
 ) -> dict[str, Any]:
     """Runs every benchmark; returns `metrics` (flat names), `panels`, `tables` and `text`, a table for a person."""
     found: dict[str, Any] = {"metrics": {}, "panels": {}, "tables": {}, "text": ""}
-    was_training = model.training
-    model.eval()
     for name, benchmark in benchmarks.items():
         report = benchmark.run(model, processor, samples, out / name)
         found["metrics"] |= {f"{name}/{metric}": value for metric, value in report.scalars().items()}
@@ -40,5 +38,4 @@ def run_suite(
         if report.panel is not None:
             found["panels"][name] = report.panel
             found["tables"][name] = (report.table_columns, report.table_rows)
-    model.train(was_training)
     return found

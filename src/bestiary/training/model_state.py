@@ -1,18 +1,19 @@
 """Weights and optimiser moments as plain named tensors, whatever the strategy holds them as.
 
 Sharded tensors are made whole on the way out and cut again on the way in, so a checkpoint does not know the number of
-ranks. All ranks must call together; only rank 0 receives the tensors.
+ranks. All ranks must call together; only rank 0 receives the tensors. `zero` is DeepSpeed's optimiser, None elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from bestiary.training import zero_state
 from bestiary.training.names import nearest
 
 
@@ -27,12 +28,12 @@ def like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, target.device_mesh, target.placements) if isinstance(target, DTensor) else tensor
 
 
-def model_tensors(model: nn.Module, *, keep: bool, zero: bool = False) -> dict[str, torch.Tensor]:
+def model_tensors(model: nn.Module, *, keep: bool, zero: Any = None) -> dict[str, torch.Tensor]:
     """Parameters and persistent buffers by name, on the CPU; empty on ranks that do not `keep` them."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     tensors = {}
     for name, value in model.state_dict().items():
-        full = _zero_weight(parameters[name]) if zero and name in parameters else whole(value.detach())
+        full = zero_state.weight(parameters[name]) if zero and name in parameters else whole(value.detach())
         if keep:
             tensors[name] = full.cpu()
     return tensors
@@ -72,13 +73,15 @@ def check_names(
 
 
 def optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool, zero: bool = False
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool, zero: Any = None
 ) -> dict[str, torch.Tensor]:
     """AdamW's `exp_avg/<name>`, `exp_avg_sq/<name>` and `step/<name>` on the CPU."""
     tensors: dict[str, torch.Tensor] = {}
+    if zero:
+        zero_state.link(zero)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            state = _zero_moments(parameter, optimizer) if zero else optimizer.state[parameter]
+            state = zero_state.moments(parameter, optimizer) if zero else optimizer.state[parameter]
             for key, value in state.items():
                 full = whole(value)
                 if keep:
@@ -87,7 +90,7 @@ def optimizer_tensors(
 
 
 def load_optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], *, zero: bool = False
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], *, zero: Any = None
 ) -> None:
     """Put moments back; every trainable parameter must have its own and no other."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -98,10 +101,12 @@ def load_optimizer_tensors(
             f"optimiser state and trainable parameters differ in {len(odd)} names ({', '.join(odd[:4])}); "
             "a run resumes only with the freeze rules it was started with"
         )
+    if zero:
+        zero_state.make_room(zero, optimizer, tensors[f"step/{next(iter(trainable))}"])
     for name, parameter in trainable.items():
         state = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         if zero:
-            _set_zero_moments(parameter, optimizer, state)
+            zero_state.set_moments(parameter, state)
             continue
         moments = {key: like(state[key], parameter.detach()) for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": state["step"].to(parameter.device), **moments}
@@ -114,37 +119,3 @@ def _named(names: list[str], others: list[str]) -> str:
         near = nearest(name, others, count=1)
         parts.append(f"{name}, nearest {near[0]}" if near else name)
     return "; ".join(parts) + (" ..." if len(names) > 3 else "")
-
-
-def _zero_weight(parameter: nn.Parameter) -> torch.Tensor:
-    """A parameter's full float32 master under DeepSpeed, its own value where DeepSpeed holds none (frozen)."""
-    from deepspeed.runtime.zero import GatheredParameters
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    if parameter.requires_grad:
-        master = safe_get_full_fp32_param(parameter)
-        if master is not None:
-            return cast(torch.Tensor, master).detach()
-    if hasattr(parameter, "ds_id"):
-        with GatheredParameters([parameter]):
-            return parameter.detach().clone()
-    return parameter.detach()
-
-
-def _zero_moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    from deepspeed.utils import safe_get_full_optimizer_state
-
-    steps = [state["step"] for state in optimizer.state.values() if "step" in state]
-    moments = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
-    return {"step": torch.as_tensor(float(steps[0])), **moments}
-
-
-def _set_zero_moments(
-    parameter: nn.Parameter, optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]
-) -> None:
-    from deepspeed.utils import safe_set_full_optimizer_state
-
-    for key in ("exp_avg", "exp_avg_sq"):
-        safe_set_full_optimizer_state(parameter, state[key], key)
-    for partition in optimizer.state.values():
-        partition["step"] = state["step"].clone()

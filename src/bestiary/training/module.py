@@ -35,7 +35,7 @@ from bestiary.training.report import (
 )
 from bestiary.training.schedule import lr_at_step
 from bestiary.training.stages import apply_stage, build_optimizer, set_lr, set_train_mode
-from bestiary.training.strategies import accumulating, clip_gradients, norm_after_step, shard_for_strategy
+from bestiary.training.strategies import accumulating, call_model, clip_gradients, norm_after_step, shard_for_strategy
 
 
 class NonFiniteLossError(RuntimeError):
@@ -141,7 +141,7 @@ class MLLMModule(LightningModule):
         scale = (self.trainer.world_size / global_targets.clamp(min=1)).float()
         detached = []
         for number, batch in enumerate(batches, 1):
-            losses: TokenLosses = self.model(batch)
+            losses: TokenLosses = call_model(self.trainer.strategy, self.model, batch)
             assert len(losses.values) == batch.num_targets, (
                 f"step {self.step}: {len(losses.values)} token losses but {batch.num_targets} target positions"
             )

@@ -129,6 +129,11 @@ def is_zero(strategy: Strategy) -> bool:
     return isinstance(strategy, DeepSpeedStrategy)
 
 
+def zero_optimizer(strategy: Strategy) -> Any:
+    """DeepSpeed's optimiser, None under other strategies."""
+    return cast(Any, strategy.model).optimizer if is_zero(strategy) else None
+
+
 def is_sharded(strategy: Strategy) -> bool:
     """True where a forward needs every rank (parameters are gathered on use)."""
     if isinstance(strategy, DeepSpeedStrategy):
@@ -140,7 +145,7 @@ def shard_for_strategy(strategy: Strategy, model: nn.Module) -> None:
     """FSDP2: one shard group per decoder block, one for the rest. Nothing under other strategies."""
     if not isinstance(strategy, ModelParallelStrategy):
         return
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     if isinstance(model, FSDPModule):
         return
@@ -150,6 +155,20 @@ def shard_for_strategy(strategy: Strategy, model: nn.Module) -> None:
             for block in module:
                 fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    if hasattr(model, "generate"):
+        register_fsdp_forward_method(model, "generate")
+
+
+def call_model(strategy: Strategy, model: nn.Module, batch: Any) -> Any:
+    """The model's forward; under ZeRO past the outermost hooks, which only understand dicts and open objects.
+
+    (The model itself owns no parameter; its parts are called as modules and keep their hooks.) The engine's forward is
+    the whole step, so it does not see the micro-batches: unless told here, ZeRO-3 keeps only the last one's gradients.
+    """
+    if not is_zero(strategy):
+        return model(batch)
+    zero_optimizer(strategy).clear_backward_seen_flag()
+    return model.forward(batch)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bestiary.training import checkpoints
+from bestiary.training import checkpoints, zero_state
 from bestiary.training.callbacks.recording import Recorder, StepClock, report_of
 from bestiary.training.checkpoints import Checkpoint, TrainState
 from bestiary.training.model_state import load_optimizer_tensors, model_tensors, optimizer_tensors
@@ -18,7 +18,7 @@ from bestiary.training.module import MLLMModule
 from bestiary.training.report import gather_objects
 from bestiary.training.run_dir import RunDir
 from bestiary.training.signals import StopRequests
-from bestiary.training.strategies import is_zero
+from bestiary.training.strategies import zero_optimizer
 
 
 class Saving(Callback):
@@ -64,7 +64,10 @@ class Saving(Callback):
         if self.resumed is None:
             return
         tensors = self.resumed.optimizer()
-        load_optimizer_tensors(pl_module.model, _optimizer(trainer), tensors, zero=is_zero(trainer.strategy))
+        zero = zero_optimizer(trainer.strategy)
+        load_optimizer_tensors(pl_module.model, _optimizer(trainer), tensors, zero=zero)
+        if zero is not None:
+            zero_state.set_weights(pl_module.model, self.resumed.model())
         rng = self.resumed.rng(trainer.global_rank)
         if rng is not None:
             checkpoints.set_rng_states(rng)
@@ -87,7 +90,7 @@ class Saving(Callback):
     def save(self, trainer: Trainer, module: MLLMModule) -> None:
         """Gather from all ranks and write on rank 0."""
         self.recorder.flush()
-        keep, zero = trainer.is_global_zero, is_zero(trainer.strategy)
+        keep, zero = trainer.is_global_zero, zero_optimizer(trainer.strategy)
         report = report_of(module)
         model = model_tensors(module.model, keep=keep, zero=zero)
         optimizer = optimizer_tensors(module.model, _optimizer(trainer), keep=keep, zero=zero)
