@@ -62,6 +62,8 @@ class Stage:
     keep_checkpoints: int = 2
     eval_every: int = 0
     """Steps between evaluations; 0 = only at the end."""
+    eval_at_start: bool = False
+    """Score before the first step too: what the parent could do already."""
     log_every: int = 1
     activation_checkpointing: bool = False
 

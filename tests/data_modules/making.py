@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bestiary.schema import IGNORE, Example, Region, RegionKind, RegionRows, Sample, SampleError, Slot, Turn
+from data_modules.rows import Rules
 from data_modules.shards import ShardSet, write_samples
+from data_modules.stream import Stream
 
+LANES = 12
 SIDE = 4
 IMAGE_POSITIONS = 3
 
@@ -111,3 +115,8 @@ class CharProcessor(WholeProcessor):
 
     def fingerprint(self) -> str:
         return "characters"
+
+
+def stream(mix: Mapping[str, Any], *, processor: Any = None, **changes: Any) -> Stream:
+    rules = {"seed": 3, "num_lanes": LANES, "max_tokens": 96, "max_views": 8, "bad_budget": 0.5, **changes}
+    return Stream(mix, processor or CharProcessor(), Rules(**rules))

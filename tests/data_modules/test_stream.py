@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +19,13 @@ import torch
 from bestiary.schema import Batch, Example, RegionRows, Sample
 from data_modules.fingerprint import differences
 from data_modules.lanes import LaneState, lanes_of
-from data_modules.rows import LaneReader, Rules
-from data_modules.sources import StreamError, missing_sources, parse_sources
+from data_modules.rows import LaneReader
+from data_modules.sources import StreamError
 from data_modules.stream import Stream
-from data_modules.table import resolved_table
-from tests.data_modules.making import CharProcessor, WholeProcessor, picture, sample, source
+from tests.data_modules.making import LANES, CharProcessor, WholeProcessor, picture, sample, source, stream
 
-LANES = 12
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 Found = dict[tuple[int, int], tuple[Any, ...]]
-
-
-@pytest.fixture(scope="module")
-def mix(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Three weighted sources: one with undecodable pictures, one smaller than the number of lanes."""
-    root = tmp_path_factory.mktemp("mix")
-    source(root / "big" / "train", "big", 40)
-    source(root / "bad", "bad", 21, bad=(3, 4, 11), domain="chart")
-    source(root / "tiny", "tiny", 5, domain="text")
-    return {
-        "big": {"path": root / "big", "split": "train", "weight": 6.0, "domain": "natural"},
-        "bad": {"path": root / "bad", "weight": 3.0},
-        "tiny": {"path": root / "tiny", "weight": 1.0},
-    }
-
-
-def stream(mix: Mapping[str, Any], *, processor: Any = None, **changes: Any) -> Stream:
-    rules = {"seed": 3, "num_lanes": LANES, "max_tokens": 96, "max_views": 8, "bad_budget": 0.5, **changes}
-    return Stream(mix, processor or CharProcessor(), Rules(**rules))
 
 
 def contents(batch: Batch) -> Found:
@@ -346,57 +324,6 @@ def test_a_program_that_forgets_its_loader_still_ends(tmp_path: Path) -> None:
     )
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=root, check=True, timeout=60)
-
-
-class TestSources:
-    """What a configuration may say."""
-
-    def test_a_missing_folder_is_named_with_its_remedy(self, mix: Any, tmp_path: Path) -> None:
-        (tmp_path / "half").mkdir()
-        wanted = {**mix, "gone": {"path": tmp_path / "gone"}, "half": {"path": tmp_path / "half"}}
-        lines = missing_sources(wanted)
-        assert len(lines) == 2
-        assert "source 'gone'" in lines[0]
-        assert "does not exist" in lines[0]
-        assert "unfinished" in lines[1]
-        with pytest.raises(StreamError, match=r"source 'gone': .*/gone does not exist; .*data.sources.gone.path"):
-            stream(wanted)
-
-    @pytest.mark.parametrize(
-        ("given", "message"),
-        [
-            ({"path": "x", "wieght": 1}, r"sources\.a\.wieght is unknown; did you mean weight"),
-            ({}, "path is not set"),
-            ({"path": "x", "weight": 0}, "weight=0"),
-            ({"path": "x", "weight": "much"}, "weight='much'"),
-        ],
-    )
-    def test_a_wrong_entry_is_named(self, given: Any, message: str) -> None:
-        with pytest.raises(StreamError, match=message):
-            parse_sources({"a": given})
-
-    def test_no_source_and_a_wrong_domain_are_refused(self, mix: Any) -> None:
-        with pytest.raises(StreamError, match="empty"):
-            parse_sources({})
-        with pytest.raises(StreamError, match=r"holds domains \['natural'\], not 'web'"):
-            stream({"big": {**mix["big"], "domain": "web"}})
-
-    @pytest.mark.parametrize(
-        ("name", "value"), [("num_lanes", 0), ("max_tokens", 0), ("too_long", "cut"), ("bad_budget", 2.0), ("seed", -1)]
-    )
-    def test_senseless_rules_are_refused(self, mix: Any, name: str, value: Any) -> None:
-        with pytest.raises(StreamError, match=name):
-            stream(mix, **{name: value})
-
-    def test_the_table_shows_shares_sizes_repeats_and_fill(self, mix: Any, tmp_path: Path) -> None:
-        made = stream(mix)
-        table = resolved_table(made.specs, made.plan, num_lanes=LANES, max_steps=100)
-        assert "60.00%" in table
-        assert "expected fill" in table
-        tiny = next(line for line in table.splitlines() if line.startswith("tiny"))
-        assert float(tiny.split()[4]) > 20
-        specs = parse_sources({**mix, "gone": {"path": tmp_path / "gone"}})
-        assert "(missing)" in resolved_table(specs, None, num_lanes=LANES)
 
 
 def test_a_lane_state_belongs_to_its_stream(mix: Any) -> None:

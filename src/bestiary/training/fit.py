@@ -132,7 +132,13 @@ def fit(
         if evaluate is not None:
             show = wandb.log_evaluation if wandb else None
             evaluating = Evaluating(
-                evaluate, run, clock, every=stage.eval_every, max_steps=stage.max_steps, on_result=show
+                evaluate,
+                run,
+                clock,
+                every=stage.eval_every,
+                max_steps=stage.max_steps,
+                at_start=stage.eval_at_start,
+                on_result=show,
             )
         return _run(module, data, run, cluster, _Watchers(recorder, saving, evaluating, wandb), requests)
 

@@ -25,7 +25,7 @@ Evaluate = Callable[[int], Mapping[str, Any]]
 
 
 class Evaluating(Callback):
-    """Calls `evaluate` every `every` steps (0 = never) and after the last step.
+    """Calls `evaluate` every `every` steps (0 = never), after the last step, and before the first if `at_start`.
 
     It runs on rank 0, or on every rank where parameters are sharded; the others wait.
     """
@@ -38,6 +38,7 @@ class Evaluating(Callback):
         *,
         every: int,
         max_steps: int,
+        at_start: bool = False,
         on_result: Callable[[int, Mapping[str, Any]], None] | None = None,
     ) -> None:
         self.evaluate = evaluate
@@ -45,8 +46,16 @@ class Evaluating(Callback):
         self.clock = clock
         self.every = every
         self.max_steps = max_steps
+        self.at_start = at_start
         self.on_result = on_result
         self.results: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate what the run starts from."""
+        assert isinstance(pl_module, MLLMModule)
+        if self.at_start and pl_module.step == 0:
+            with self.clock.paused():
+                self.run_now(trainer, pl_module, 0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,0 +1,1 @@
+"""One-off scripts around the library."""

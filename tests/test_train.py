@@ -1,0 +1,147 @@
+"""train.py and eval.py as a user runs them, on the shipped checkpoint and a little of the embedded data."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+TIMES = ("step_s", "wait_s", "tokens_per_s", "mfu")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that point a run at a small set of its own."""
+    root = tmp_path_factory.mktemp("data")
+    sizes = "{stage1: 64, stage2: 64, heldout: 12, heldout_tasks: 4}"
+    return [
+        f"cluster.data_root={root}",
+        f"+data.prepare.sizes={sizes}",
+        "stage.batch_size=4",
+        "suite.regions.max_samples=8",
+    ]
+
+
+def start(*arguments: str, script: str = "train.py") -> subprocess.Popen[str]:
+    environment = {**os.environ, "WANDB_MODE": "offline"}
+    return subprocess.Popen(
+        [sys.executable, script, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(*arguments: str, script: str = "train.py", code: int = 0) -> str:
+    process = start(*arguments, script=script)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == code, output[-3000:]
+    return output
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        file = run / "metrics.jsonl"
+        if file.is_file() and len(file.read_text().splitlines()) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"the run never reached step {step}: {process.communicate()[0][-3000:]}")
+
+
+def test_a_killed_run_resumes_bit_for_bit_and_a_stopped_one_says_so(data: list[str], tmp_path: Path) -> None:
+    base = ["experiment=sphinxv_stage2", *data, "logger=csv", "stage.max_steps=16", "stage.checkpoint_every=4"]
+    finish(*base, f"run_dir={tmp_path}/whole")
+
+    killed = tmp_path / "killed"
+    process = start(*base, f"run_dir={killed}")
+    wait_for_step(killed, 6, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finish(*base, f"resume={killed}")
+    assert metrics(killed) == metrics(tmp_path / "whole")
+
+    stopped = tmp_path / "stopped"
+    process = start(*base, f"run_dir={stopped}")
+    wait_for_step(stopped, 6, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    status = json.loads((stopped / "status.json").read_text())
+    assert status["state"] == "interrupted" and status["step"] >= 6
+    finish(*base, f"resume={stopped}")
+    assert metrics(stopped) == metrics(tmp_path / "whole")
+    assert json.loads((stopped / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_run_directory_is_complete_and_its_scores_can_be_had_again(data: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finish("experiment=sphinxv_stage2", *data, "stage.max_steps=3", f"run_dir={run}")
+    names = [
+        "config.yaml",
+        "config.resolved.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "samples.jsonl.zst",
+        "status.json",
+    ]
+    assert all((run / name).is_file() for name in [*names, "eval/regions/panel.png", "checkpoints/last"])
+    report = json.loads((run / "eval/regions/report.json").read_text())
+    accuracy = report["metrics"]["accuracy"]
+    assert {"value", "n", "control", "by_domain"} <= set(accuracy)
+    assert {"natural", "screenshot", "document", "multi_panel"} == set(accuracy["by_domain"])
+    again = finish(f"run={run}", "suite=regions", "suite.regions.max_samples=8", script="eval.py")
+    assert "accuracy" in again
+    assert json.loads((run / "eval/regions/report.json").read_text())["metrics"] == report["metrics"]
+    assert list((run / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_stage_2_takes_a_stage_1_run_as_parent_and_refuses_the_wrong_ones(data: list[str], tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    finish("experiment=sphinxv_stage1", *data, "stage.max_steps=2", "logger=csv", f"run_dir={first}")
+    second = ["experiment=sphinxv_stage2", *data, "stage.max_steps=2", "logger=csv"]
+    finish(*second, f"parent={first}", f"run_dir={tmp_path}/second")
+    stage_1 = ["experiment=sphinxv_stage1", *data, "logger=csv", f"run_dir={tmp_path}/x"]
+    assert "starts without a parent" in finish(*stage_1, f"parent={tmp_path}/second", code=1)
+    file = next((first / "checkpoints").glob("step-*/model.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "model.safetensors" in finish(*second, f"parent={first}", f"run_dir={tmp_path}/y", code=1)
+    tokenizer = ROOT / "tests/goldens/sphinxv/model/tokenizer.model"
+    wrong = finish(*second, f"model.processor.tokenizer={tokenizer}", f"run_dir={tmp_path}/z", code=1)
+    assert "token ids" in wrong
+
+
+def test_a_sweep_runs_two_jobs_in_directories_of_their_own_and_one_wandb_group(data: list[str], tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    finish(
+        "-m", "experiment=sphinxv_stage2", *data, "seed=0,1", "stage.max_steps=2", f"hydra.sweep.dir={sweep}"
+    )  # fmt: skip
+    losses = [metrics(sweep / str(job))[-1]["loss"] for job in (0, 1)]
+    assert losses[0] != losses[1]
+    assert all(json.loads((sweep / str(job) / "status.json").read_text())["state"] == "finished" for job in (0, 1))
+
+
+def test_the_paper_recipe_is_planned_without_weights() -> None:
+    begun = time.monotonic()
+    for stage, trainable in (("sphinxv_stage1", "363,"), ("sphinxv_stage2", "13,")):
+        output = finish(f"experiment={stage}", "scale=paper", "dry_run=true")
+        total = next(line for line in output.splitlines() if line.startswith("total"))
+        assert "16,46" in total and total.split()[-1].startswith(trainable)
+        assert "does not exist" in output
+    assert time.monotonic() - begun < 60
