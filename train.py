@@ -26,7 +26,7 @@ def main(run: Run, config: DictConfig) -> int:
     from bestiary.training import assembly
     from bestiary.training.fit import fit
     from data_modules.datamodule import StreamDataModule
-    from data_modules.samples import Samples, missing_sources
+    from data_modules.samples import Samples, missing
 
     run.run_dir, run.resume, run.parent = at_home([run.run_dir, run.resume, run.parent], ROOT)
     assembly.talk()
@@ -34,15 +34,14 @@ def main(run: Run, config: DictConfig) -> int:
         build(run.data.prepare)
     sources, heldout = assembly.source_arguments(run)
     if run.dry_run:
-        return assembly.show_plan(run, [*missing_sources(sources), *missing_sources(heldout)])
+        return assembly.show_plan(run, missing(sources, heldout))
     pieces = assembly.build_pieces(run)
     data = StreamDataModule(sources=sources, processor=pieces.processor, **assembly.stream_arguments(run))
     assembly.show(data.resolved_table(run.stage.max_steps))
     samples, benchmarks = Samples(heldout), {name: build(node) for name, node in run.suite.items()}
     path, resume = assembly.choose_run_dir(run, sweep_dir=sweep_dir())
     directory, checkpoint, parent = assembly.start(run, pieces, path=path, resume=resume, config=config)
-    labels = assembly.label_arguments(run)
-    module = build(run.model.module, model=pieces.model, stage=run.stage, seed=run.seed, **labels)
+    module = build(run.model.module, model=pieces.model, stage=run.stage, **assembly.module_arguments(run))
     found: dict[str, Any] = {}
 
     def evaluate(_step: int) -> dict[str, Any]:
@@ -51,7 +50,8 @@ def main(run: Run, config: DictConfig) -> int:
 
     run.logger.group = run.logger.group or (path.parent.name if sweep_dir() else None)
     summary = fit(module, data, run=directory, cluster=run.cluster, logger=run.logger, checkpoint=checkpoint,
-                  identity=pieces.identity, parent=parent, evaluate=evaluate, config=asdict(run))  # fmt: skip
+                  parent=parent, identity=pieces.identity, evaluate=evaluate if samples else None,
+                  config=asdict(run))  # fmt: skip
     return assembly.show_summary(summary, found.get("text", ""))
 
 

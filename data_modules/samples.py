@@ -10,18 +10,23 @@ from typing import Any, overload
 from bestiary.schema import Sample
 from data_modules.sources import SourceSpec, missing_sources, parse_sources
 
-__all__ = ["Samples", "missing_sources"]
+SourceGroup = Mapping[str, Mapping[str, Any] | SourceSpec]
+
+
+def missing(*groups: SourceGroup) -> list[str]:
+    """One line for every source of any group that is not on disk; a group may be empty."""
+    return [line for group in groups if group for line in missing_sources(group)]
 
 
 class Samples(Sequence[Sample]):
-    """All samples of all sources, in their order; only shards are held, never pictures."""
+    """All samples of all sources (possibly none), in their order; only shards are held, never pictures."""
 
-    def __init__(self, sources: Mapping[str, Mapping[str, Any] | SourceSpec]) -> None:
-        self._sets = [spec.open() for spec in parse_sources(sources)]
+    def __init__(self, sources: SourceGroup) -> None:
+        self._sets = [spec.open() for spec in parse_sources(sources)] if sources else []
         self._ends = list(accumulate(len(shards) for shards in self._sets))
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._ends[-1] if self._ends else 0
 
     @overload
     def __getitem__(self, place: int) -> Sample: ...

@@ -159,17 +159,21 @@ class Fitter:
             put(around, *quarter(x, y), weight)
         return [torch.from_numpy(place) for place in (cell, around, whole)]
 
-    def hidden(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """(decoder output, input of block 1), both [N, T, D]."""
+    def hidden(self, embeds: Tensor) -> tuple[Tensor, ...]:
+        """(decoder output, input of block 1, what its feed-forward part reads, its output), all [N, T, D]."""
         kept: list[Tensor] = []
-        hook = self.inner.layers[1].register_forward_pre_hook(
-            lambda _module, args, kwargs: kept.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
+
+        def keep(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            kept.append((args[0] if args else kwargs["hidden_states"]).reshape(embeds.shape))
+
+        places = (self.inner.layers[1], self.inner.layers[1].mlp, self.inner.layers[2])
+        hooks = [place.register_forward_pre_hook(keep, with_kwargs=True) for place in places]
         number, length = embeds.shape[:2]
         layout = PackedLayout.from_spans([(i, 0, length) for i in range(number)], (number, length), embeds.device)
         out = self.model.decoder(embeds, torch.arange(length).expand(number, length), layout=layout)
-        hook.remove()
-        return out, kept[0].reshape(number, length, -1)
+        for hook in hooks:
+            hook.remove()
+        return out, *kept
 
 
 def answers_of(slots: Tensor, asked: Asked, things: np.ndarray, used: np.ndarray, data: Pictures, rows: np.ndarray) -> Any:
@@ -317,26 +321,59 @@ def fit_answers(fitter: Fitter, asked: Asked, writer: Writer, data: Marked, held
     learned = [p for p in fitter.model.parameters() if p.requires_grad]
     for step, began in schedule(learned, lr, steps):
         rows = data.rng.integers(0, len(data.counts), 24)
-        scores, targets, look = answer_losses(fitter, writer, data, rows, most=5)
+        scores, targets, look, early, spelled = answer_losses(fitter, writer, data, rows, most=5)
         language = F.cross_entropy(scores, targets)
-        (language + 0.5 * look).backward()
+        fade = max(0.0, 1 - step / (0.8 * steps))
+        (language + 0.5 * look + fade * (early + spelled)).backward()
         if (step + 1) % 50 == 0:
             told = score_answers(fitter, writer, heldout) if (step + 1) % 200 == 0 or step + 1 == steps else ""
-            log.info("answers step %d loss %.3f look %.3f %.0f s %s",
-                     step + 1, language.item(), look.item(), time.monotonic() - began, told)  # fmt: skip
+            log.info("answers step %d loss %.3f look %.3f early %.3f letter %.3f %.0f s %s", step + 1, language.item(),
+                     look.item(), early.item(), spelled.item(), time.monotonic() - began, told)  # fmt: skip
 
 
-def answer_losses(fitter: Fitter, writer: Writer, data: Marked, rows: np.ndarray, most: int) -> tuple[Tensor, ...]:
-    """(scores of labelled positions, their targets, loss of the second block's attention)."""
+def answer_losses(fitter: Fitter, writer: Writer, data: Marked, rows: np.ndarray, most: int) -> Any:
+    """(scores of labelled positions, their targets, three losses).
+
+    The losses: where the second block looks; what its output would answer already; how its feed-forward part spells.
+    """
     coords, is_point, used, ids, labels, marks = writer.batch(data, rows, most)
-    embeds = torch.cat([fitter.embeds(data, rows, coords, is_point, used), fitter.model.decoder.embed(ids)], dim=1)
-    out, second = fitter.hidden(embeds)
-    asking = slice(fitter.text - 1, embeds.shape[1] - 1)
-    scores = fitter.model.decoder.head(out[:, asking][labels >= 0])
+    decoder = fitter.model.decoder
+    embeds = torch.cat([fitter.embeds(data, rows, coords, is_point, used), decoder.embed(ids)], dim=1)
+    out, second, read, third = fitter.hidden(embeds)
+    asking, learned = slice(fitter.text - 1, embeds.shape[1] - 1), labels >= 0
     logits, _ = fitter.attention(fitter.inner.layers[1], second, asking)
     logits = logits.transpose(1, 2)[marks > 0].log_softmax(-1)
     aim = (fitter.first - 1 + marks[marks > 0])[:, None].expand(-1, fitter.heads)
-    return scores, labels[labels >= 0], F.nll_loss(logits.flatten(0, 1), aim.flatten())
+    look = F.nll_loss(logits.flatten(0, 1), aim.flatten())
+    early = F.cross_entropy(decoder.head(fitter.inner.norm(third[:, asking][learned])), labels[learned])
+    spelled = spelling_loss(fitter.inner.layers[1].mlp, read[:, asking][learned], *spelling(labels, marks, writer))
+    return decoder.head(out[:, asking][learned]), labels[learned], look, early, spelled
+
+
+def spelling(labels: Tensor, marks: Tensor, writer: Writer) -> tuple[Tensor, Tensor]:
+    """Of every label: which letter of a string it is, from 1 (0: none), [K], and all letters of that string, [K, LENGTH]."""
+    letter_of = torch.full((writer.tokenizer.vocab_size,), -100)
+    letter_of[[writer.ids_after(letter)[-1] for letter in STRING_LETTERS]] = torch.arange(len(STRING_LETTERS))
+    letters = torch.where(marks > 0, letter_of[labels.clamp(min=0)], -100)
+    steps = torch.zeros_like(labels)
+    for column in range(1, labels.shape[1]):
+        steps[:, column] = (steps[:, column - 1] + 1) * (letters[:, column] >= 0)
+    strings = torch.full((*labels.shape, LENGTH), -100)
+    for row, column in (steps == 1).nonzero().tolist():
+        strings[row, column : column + LENGTH] = letters[row, column : column + LENGTH]
+    learned = labels >= 0
+    return steps[learned].clamp(max=LENGTH), strings[learned]
+
+
+def spelling_loss(mlp: Any, read: Tensor, steps: Tensor, strings: Tensor) -> Tensor:
+    """The gates of the letters' units say which letter comes next, their inputs which letters there are."""
+    number = LENGTH * len(STRING_LETTERS)
+    gates = (read @ mlp.gate_proj.weight[:number].T).unflatten(-1, (LENGTH, -1)).mean(-1)
+    gate_loss = F.cross_entropy(torch.cat([torch.zeros_like(gates[:, :1]), gates], dim=-1), steps)
+    if not (steps > 0).any():
+        return gate_loss
+    said = (read @ mlp.up_proj.weight[:number].T).unflatten(-1, (LENGTH, -1))
+    return gate_loss + F.cross_entropy(said[steps > 0].flatten(0, 1), strings[steps > 0].flatten())
 
 
 @torch.no_grad()
@@ -348,7 +385,7 @@ def score_answers(fitter: Fitter, writer: Writer, data: Marked, number: int = 40
         state = data.rng.bit_generator.state
         *_, labels, _ = writer.batch(data, part, 4)
         data.rng.bit_generator.state = state
-        scores, targets, _ = answer_losses(fitter, writer, data, part, most=4)
+        scores, targets, *_ = answer_losses(fitter, writer, data, part, most=4)
         wrong = torch.zeros(labels.shape, dtype=torch.bool)
         wrong[labels >= 0] = scores.argmax(-1) != targets
         found.append(~wrong.any(1))
@@ -374,6 +411,7 @@ def main() -> None:
     parser.add_argument("--slot-steps", type=int, default=2400)
     parser.add_argument("--answer-steps", type=int, default=600)
     parser.add_argument("--pictures", type=int, default=16_000)
+    parser.add_argument("--keep-slots", action="store_true", help="begin with part 2, from the last part 1")
     args = parser.parse_args()
     torch.manual_seed(SEED)
     run, model = demo_run(), demo_model()
@@ -386,7 +424,14 @@ def main() -> None:
     )
     fitter, asked = Fitter(model), Asked(model.decoder.dim, len(data.pictures.vocabulary))
     writer = Writer(load_tokenizer(run.model.processor["tokenizer"]), data.pictures.vocabulary)
-    fit_slots(fitter, asked, data, heldout, args.slot_steps, 3e-3)
+    kept = WORK / "slots.pt"
+    if args.keep_slots:
+        found = torch.load(kept, weights_only=True)
+        model.load_state_dict(found["model"])
+        asked.load_state_dict(found["asked"])
+    else:
+        fit_slots(fitter, asked, data, heldout, args.slot_steps, 3e-3)
+        torch.save({"model": model.state_dict(), "asked": asked.state_dict()}, kept)
     fit_answers(fitter, asked, writer, data, heldout, args.answer_steps, 2e-3)
     towers = tuple(f"vision.{name}." for name in ("clip", "convnext", "dinov2", "qformer"))
     state = {k: v.half().contiguous() for k, v in model.state_dict().items() if not k.startswith(towers)}

@@ -125,10 +125,10 @@ def stream_arguments(run: Run) -> dict[str, Any]:
     }
 
 
-def label_arguments(run: Run) -> dict[str, list[str]]:
-    """Sources and domains that losses are reported for, in one order on every rank."""
+def module_arguments(run: Run) -> dict[str, Any]:
+    """The seed, and the sources and domains that losses are reported for, in one order on every rank."""
     used = {name: source for name, source in run.data.sources.items() if source.weight}
-    return {"sources": list(used), "domains": sorted({source.domain for source in used.values()})}
+    return {"seed": run.seed, "sources": list(used), "domains": sorted({source.domain for source in used.values()})}
 
 
 def load_first_weights(model: nn.Module, files: Sequence[str], identity: Mapping[str, str]) -> None:

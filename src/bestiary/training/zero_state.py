@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -31,11 +32,15 @@ def weight(parameter: nn.Parameter) -> torch.Tensor:
 
 def set_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put float32 masters back: the engine made its own from weights that may have been rounded to bfloat16."""
-    from deepspeed.utils import safe_set_full_fp32_param
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and name in tensors:
-            safe_set_full_fp32_param(parameter, tensors[name].to(parameter.device, torch.float32))
+            value = tensors[name].to(parameter.device, torch.float32)
+            if hasattr(parameter, "ds_id"):
+                safe_set_local_fp32_param(parameter, _own_part(value))
+            else:
+                safe_set_full_fp32_param(parameter, value)
 
 
 def link(zero: Any) -> None:
@@ -65,7 +70,18 @@ def moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[s
 
 def set_moments(parameter: nn.Parameter, state: Mapping[str, torch.Tensor]) -> None:
     """Put one parameter's whole moments back."""
-    from deepspeed.utils import safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     for key in _MOMENTS:
-        safe_set_full_optimizer_state(parameter, state[key].to(parameter.device), key)
+        value = state[key].to(parameter.device)
+        if hasattr(parameter, "ds_id"):
+            safe_set_local_optimizer_state(parameter, _own_part(value), key)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+
+
+def _own_part(value: torch.Tensor) -> torch.Tensor:
+    """This rank's equal share of a flat tensor, the last one padded: ZeRO-3's own setter fails where sizes are odd."""
+    size = -(-value.numel() // dist.get_world_size())
+    padded = torch.nn.functional.pad(value.flatten(), (0, size * dist.get_world_size() - value.numel()))
+    return padded.narrow(0, size * dist.get_rank(), size)
