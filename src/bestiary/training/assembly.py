@@ -21,7 +21,7 @@ from bestiary.schema import Processor
 from bestiary.training.checkpoints import Checkpoint
 from bestiary.training.model_state import load_model_tensors
 from bestiary.training.parents import check_identity, load_parent, open_parent
-from bestiary.training.resuming import launched_rank, open_run, resume_path
+from bestiary.training.resuming import launched_rank, num_launched, open_run, resume_path
 from bestiary.training.run_dir import RunDir
 from bestiary.training.stages import apply_stage, parameter_table
 
@@ -71,6 +71,8 @@ def choose_run_dir(run: Run, *, sweep_dir: str | None) -> tuple[Path, bool]:
         return going_on, True
     if run.run_dir or sweep_dir:
         return Path(run.run_dir or str(sweep_dir)), False
+    if num_launched() > 1:
+        raise ValueError(f"{num_launched()} processes would each name a run directory by their clock; give run_dir=")
     return runs_root / run.stage.name / time.strftime("%Y%m%d-%H%M%S"), False
 
 
@@ -83,7 +85,8 @@ def start(
     log.info("run directory: %s", path)
     if checkpoint is not None:
         return directory, checkpoint, None
-    parent = run.parent or run.stage.parent
+    # A run killed before its first checkpoint starts again from what it was given then, not from a default.
+    parent = (directory.status.parent if resume else None) or run.parent or run.stage.parent
     if parent:
         load_parent(pieces.model, parent, stage=run.stage, identity=pieces.identity)
     else:
@@ -148,7 +151,8 @@ def show_plan(run: Run, missing: Sequence[str]) -> int:
     with torch.device("meta"):
         model: MultimodalLM = build(run.model.build, attention="sdpa")
     apply_stage(model, run.stage)
-    absent = [*missing, *_missing_files(run)]
+    at_first_use = f"made at first use by {run.data.prepare['_target_']}: {len(missing)}" if run.data.prepare else ""
+    absent = [*([] if at_first_use else missing), *_missing_files(run)]
     used = {name: source for name, source in run.data.sources.items() if source.weight}
     total = sum(source.weight for source in used.values())
     mix = [f"  {s.weight / total:6.2%}  {n:<32} {s.domain:<12} {s.path}" for n, s in used.items()]
@@ -160,6 +164,7 @@ def show_plan(run: Run, missing: Sequence[str]) -> int:
         "",
         f"mix of {len(mix)} sources:",
         *mix,
+        *([f"sources {at_first_use}"] if at_first_use and missing else []),
         "",
         f"missing on disk: {len(absent)}" if absent else "nothing is missing on disk",
         *(f"  {line}" for line in absent),

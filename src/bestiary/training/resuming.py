@@ -92,6 +92,14 @@ def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     return 0
 
 
+def num_launched(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes torchrun or SLURM started for this run; 1 when it was started by hand."""
+    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
+        if environment.get(name):
+            return int(environment[name])
+    return 1
+
+
 def _warn_of_changes(run: RunDir, resolved: str) -> None:
     before = (run.path / "config.resolved.yaml").read_text(encoding="utf-8")
     old, new = (flatten(OmegaConf.to_container(OmegaConf.create(text))) for text in (before, resolved))
