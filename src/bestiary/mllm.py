@@ -77,7 +77,7 @@ class MultimodalLM(nn.Module):
 
     @property
     def layout(self) -> dict[str, int]:
-        """What a processor must know of the model: canvas_px, image_rows, num_views, num_slots (those its parts have)."""
+        """What a processor must know of the parts: canvas_px, image_rows, num_views, num_slots."""
         parts = [part for part in (self.vision, self.regions) if part is not None]
         return {name: number for part in parts for name, number in cast("dict[str, int]", part.layout).items()}
 
