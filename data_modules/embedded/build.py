@@ -59,8 +59,8 @@ LABELS = {"label": 1.0, "ocr": 1.0}
 PARTS: Mapping[str, Part] = {
     "stage1": Part("train", 4000, 0, LABELS, one_mark=0.7, mixed=0.0),
     "stage2": Part("train", 4000, 10_000_000, {"label": 5, "ocr": 5, "caption": 1, "relation": 1, "qa": 2}),
-    "heldout": Part("heldout", 400, 0, LABELS, balanced=True, mixed=0.0),
-    "heldout_tasks": Part("heldout", 100, 10_000_000, {"caption": 1, "relation": 1, "qa": 2}),
+    "heldout": Part("heldout", 168, 0, LABELS, balanced=True, mixed=0.0),
+    "heldout_tasks": Part("heldout", 60, 10_000_000, {"caption": 1, "relation": 1, "qa": 2}),
 }
 
 

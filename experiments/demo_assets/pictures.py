@@ -65,7 +65,7 @@ def _chunk(job: tuple[int, int, int, str, int]) -> tuple[np.ndarray, np.ndarray,
         pixels[row] = np.asarray(canvas)
         things = picture.things[:MOST]
         for column, thing in enumerate(things):
-            boxes[row, column] = (np.array(thing.box) + (left, top, left, top)) / long
+            boxes[row, column] = (np.array(thing.box) + np.array([left, top, left, top])) / long
         told.append([(thing.kind, thing.label) for thing in things])
     return pixels, boxes, told
 

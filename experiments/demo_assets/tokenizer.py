@@ -73,8 +73,12 @@ def main() -> None:
             minloglevel=2,
         )
     model = sentencepiece.SentencePieceProcessor(model_file=str(args.out))
-    for text in ("", " Human: Please identify the labels of each marked point in the image.\n### Assistant: Mark 1: apple\n###",
-                 " Human: Please provide the ocr results of each marked region in the image.\n### Assistant: Region 1: PKU\n###"):  # fmt: skip
+    ask = " Human: Please {} of each marked {} in the image.\n### Assistant: {} 1: {}\n###"
+    label, ocr = (
+        ("identify the labels", "point", "Mark", "apple"),
+        ("provide the ocr results", "region", "Region", "PKU"),
+    )
+    for text in ("", ask.format(*label), ask.format(*ocr)):
         ids = model.encode(system + text)
         log.info("%d ids: %s", len(ids), " ".join(model.id_to_piece(i) for i in ids[1:]))
         assert model.decode(ids) == system + text

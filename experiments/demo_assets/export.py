@@ -1,0 +1,37 @@
+"""Writes a run's newest checkpoint as one half-precision safetensors file that stage 2 can start from.
+
+python -m experiments.demo_assets.export runs/demo_assets_stage1
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from bestiary.compose import load_run
+from bestiary.training.assembly import load_pieces
+from bestiary.training.parents import export_weights, open_parent
+
+log = logging.getLogger("demo_assets")
+
+
+def main() -> None:
+    """Read the run, write the file."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("src/bestiary/variants/sphinx_v/assets/stage1.safetensors"))
+    args = parser.parse_args()
+    pieces = load_pieces(load_run(args.run), args.run, accelerator="cpu", threads=0)
+    made = open_parent(args.run)
+    export_weights(
+        pieces.model, args.out, stage=made.stage, identity=pieces.identity, step=made.step, dtype=torch.float16
+    )
+    log.info("%s: stage %s, step %d, %.1f MB", args.out, made.stage, made.step, args.out.stat().st_size / 1e6)
+
+
+if __name__ == "__main__":
+    main()
