@@ -261,7 +261,7 @@ def train_tower(name: str) -> None:
     begin(name, tower)
     if name == "convnext":
         tower.to(memory_format=torch.channels_last)
-    asker = Asker(name, tower, len(pictures.vocabulary), vision.clip.grid if hasattr(vision.clip, "grid") else 4)
+    asker = Asker(name, tower, len(pictures.vocabulary), math.isqrt(vision.clip.num_tokens - 1))
     train(asker, Crops(pictures, SEED), COURSES[name], heldout)
     state = {f"vision.{name}.{key}": value.contiguous() for key, value in tower.state_dict().items()}
     save_file(state, WORK / f"encoder-{name}.safetensors")

@@ -6,6 +6,7 @@ python -m experiments.demo_assets.export runs/demo_assets_stage1
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 from pathlib import Path
 
@@ -30,7 +31,15 @@ def main() -> None:
     export_weights(
         pieces.model, args.out, stage=made.stage, identity=pieces.identity, step=made.step, dtype=torch.float16
     )
+    write_sums(args.out.parent)
     log.info("%s: stage %s, step %d, %.1f MB", args.out, made.stage, made.step, args.out.stat().st_size / 1e6)
+
+
+def write_sums(folder: Path) -> None:
+    """SHA256SUMS of the weights and the tokenizer in a folder, in the form of `sha256sum -c`."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.model")])
+    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in files]
+    (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

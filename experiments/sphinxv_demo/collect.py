@@ -17,8 +17,8 @@ ROWS = (
     ("all", "accuracy"),
     *((domain, f"accuracy/domain/{domain}") for domain in DOMAINS),
     *((kind, f"accuracy/kind/{kind}") for kind in KINDS),
-    ("OCR", "ocr_accuracy"),
     ("whole answers, all tasks", "answer_accuracy"),
+    *((f"whole answers, {task}", f"answer_accuracy/task/{task}") for task in ("qa", "relation", "caption")),
 )
 
 

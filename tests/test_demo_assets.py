@@ -1,0 +1,45 @@
+"""Every step of `make demo-assets` at a tiny size: it runs, and writes files that fit the demo model."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from experiments.demo_assets import __main__ as steps
+from experiments.demo_assets import encoders, prompt_fit, tokenizer
+from experiments.demo_assets.model import demo_model
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_assets_are_made_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (encoders, prompt_fit):
+        monkeypatch.setattr(module, "WORK", tmp_path / "work")
+        monkeypatch.setattr(module, "NUM_PICTURES", 1600)
+    short = {name: tuple(replace(part, steps=3) for part in parts) for name, parts in encoders.COURSES.items()}
+    monkeypatch.setattr(encoders, "COURSES", short)
+
+    def step(module: object, *arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["step", *arguments])
+        module.main()  # type: ignore[attr-defined]
+
+    step(tokenizer, "--out", str(tmp_path / "tokenizer.model"))
+    assert (tmp_path / "tokenizer.model").stat().st_size > 1000
+    for tower in short:
+        step(encoders, "--tower", tower)
+    eyes, base = tmp_path / "encoders.safetensors", tmp_path / "base.safetensors"
+    step(encoders, "--tower", "join", "--out", str(eyes))
+    step(
+        prompt_fit, "--encoders", str(eyes), "--out", str(base), "--pictures", "160", "--slot-steps", "3",
+        "--answer-steps", "3",
+    )  # fmt: skip
+    names = set()
+    for file in (eyes, base):
+        with safe_open(file, framework="pt") as tensors:
+            names |= set(tensors.keys())
+    assert names == set(demo_model().state_dict())
+    assert steps.RUN_DIR.parent.name == "runs"
