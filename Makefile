@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint check slow bench demo-assets clean
+.PHONY: setup demo test lint check slow demo-assets clean
 
 setup: $(STAMP)
 
@@ -35,9 +35,6 @@ slow: setup
 
 demo-assets: setup
 	$(RUN) -m experiments.demo_assets
-
-bench: setup
-	$(RUN) -m experiments.throughput
 
 clean:
 	rm -rf $(VENV) runs multirun .cache

@@ -43,7 +43,7 @@ class SentenceEncoder:
         rows = [self._encode(unique[start : start + self._batch_size]) for start in starts]
         if not rows:
             return np.zeros((0, int(self._model.config.hidden_size)), np.float32)
-        return np.concatenate(rows)[[place[text] for text in texts]]
+        return np.take(np.concatenate(rows), [place[text] for text in texts], axis=0)
 
     def similarity(self, pairs: Sequence[Pair]) -> np.ndarray:
         """float64[N] cosine of prediction and truth; 0 where the prediction is missing."""
