@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,14 @@ def test_documents_hold_commands_and_ci_runs_the_make_ones() -> None:
     assert not {c for c in listed if c.startswith("make ")} - BY_CI - LONG
 
 
+@pytest.fixture(scope="module")
+def fresh_run() -> None:
+    """The README's run directory must not be there yet, as for a newcomer."""
+    shutil.rmtree(ROOT / "runs/readme", ignore_errors=True)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_run")
 @pytest.mark.parametrize("command", [c for _, c in commands() if not c.startswith(("make ", "git ", "cd "))])
 def test_a_documented_command_runs(command: str) -> None:
     words = shlex.split(command)

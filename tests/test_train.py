@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     sizes = "{stage1: 64, stage2: 64, heldout: 12, heldout_tasks: 4}"
     return [
         f"cluster.data_root={root}",
-        f"+data.prepare.sizes={sizes}",
+        f"++data.prepare.sizes={sizes}",
         "stage.batch_size=4",
         "suite.regions.max_samples=8",
     ]
@@ -101,7 +101,7 @@ def test_a_run_directory_is_complete_and_its_scores_can_be_had_again(data: list[
         "samples.jsonl.zst",
         "status.json",
     ]
-    assert all((run / name).is_file() for name in [*names, "eval/regions/panel.png", "checkpoints/last"])
+    assert all((run / name).exists() for name in [*names, "eval/regions/panel.png", "checkpoints/last"])
     report = json.loads((run / "eval/regions/report.json").read_text())
     accuracy = report["metrics"]["accuracy"]
     assert {"value", "n", "control", "by_domain"} <= set(accuracy)
