@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+PEERS := .venv-peers
 
-.PHONY: setup demo test lint check slow demo-assets clean
+.PHONY: setup demo test lint check slow bench demo-assets clean
 
 setup: $(STAMP)
 
@@ -33,8 +34,18 @@ check: lint test
 slow: setup
 	$(RUN) -m pytest -m "slow and not gpu"
 
+# The other projects' loaders live in an environment of their own: some of their requirements break ours.
+$(PEERS)/.installed: experiments/throughput/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet "$$(grep '^torch==' experiments/throughput/peers.txt)"
+	$(PEERS)/bin/python -m pip install --quiet -r experiments/throughput/peers.txt
+	touch $(PEERS)/.installed
+
+bench: setup $(PEERS)/.installed
+	$(RUN) -m experiments.throughput --peers $(PEERS)/bin/python
+
 demo-assets: setup
 	$(RUN) -m experiments.demo_assets
 
 clean:
-	rm -rf $(VENV) runs multirun .cache
+	rm -rf $(VENV) $(PEERS) runs multirun .cache

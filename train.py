@@ -20,15 +20,15 @@ ROOT = Path(__file__).resolve().parent
 
 
 def main(run: Run, config: DictConfig) -> int:
-    """One run; returns the process's exit code."""
-    # Heavy imports wait until the configuration is known to be good.
+    """One run; returns the exit code. Heavy imports wait in here until the configuration is known to be good."""
     from bestiary.evaluation.suite import run_suite
     from bestiary.training import assembly
     from bestiary.training.fit import fit
     from data_modules.datamodule import StreamDataModule
     from data_modules.samples import Samples, missing
 
-    run.run_dir, run.resume, run.parent = at_home([run.run_dir, run.resume, run.parent], ROOT)
+    typed = [run.run_dir, run.resume, run.parent, run.data.skip]
+    run.run_dir, run.resume, run.parent, run.data.skip = at_home(typed, ROOT)
     assembly.talk()
     if run.data.prepare and not run.dry_run:
         build(run.data.prepare)
@@ -40,7 +40,7 @@ def main(run: Run, config: DictConfig) -> int:
     assembly.show(data.resolved_table(run.stage.max_steps))
     samples, benchmarks = Samples(heldout), {name: build(node) for name, node in run.suite.items()}
     path, resume = assembly.choose_run_dir(run, sweep_dir=sweep_dir())
-    directory, checkpoint, parent = assembly.start(run, pieces, path=path, resume=resume, config=config)
+    directory, checkpoint, parent = assembly.start(run, pieces, path=path, resume=resume, config=config, data=data)
     module = build(run.model.module, model=pieces.model, stage=run.stage, **assembly.module_arguments(run))
     found: dict[str, Any] = {}
 

@@ -50,7 +50,7 @@ def collate_rows(
             labels[b, start + 1 : start + length] = example.labels[1:]
             positions[b, span] = np.arange(length)
             segment_ids[b, span] = number
-            segments.append(Segment(example.key, example.source, example.domain, b, start, length, example.num_targets))
+            segments.append(_segment(example, b, start))
             start += length
     examples = [example for row in rows for example in row]
     return Batch(
@@ -65,6 +65,20 @@ def collate_rows(
         lanes=tuple(lanes),
         states=tuple(states),
         step=step,
+    )
+
+
+def _segment(example: Example, row: int, start: int) -> Segment:
+    """Where an example lies in a batch."""
+    return Segment(
+        key=example.key,
+        source=example.source,
+        domain=example.domain,
+        row=row,
+        start=start,
+        length=len(example),
+        num_targets=example.num_targets,
+        loss_weight=example.loss_weight,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -10,17 +12,24 @@ import lightning
 from bestiary.schema import Processor
 from data_modules.lanes import lanes_of
 from data_modules.rows import Rules
+from data_modules.shares import ONE
 from data_modules.sources import SourceSpec, StreamError, missing_sources, parse_sources
+from data_modules.storage import Storage
 from data_modules.stream import Stream, StreamLoader
+from data_modules.surgery import ON_CHANGE
 from data_modules.table import resolved_table
+
+log = logging.getLogger(__name__)
 
 
 class StreamDataModule(lightning.LightningDataModule):
     """One rank's micro-batches, step after step.
 
     Building it opens nothing; the shards are opened at the first use. Keyword arguments are those of the configuration
-    (`data`, `stage.batch_size` = num_lanes, `stage.micro_batch`). rank, world_size: None asks the trainer, if there is
-    one.
+    (`data`, `stage.batch_size` = num_lanes, `stage.micro_batch`, `stream.on_change`). num_workers: processes; those
+    beyond the lanes of a rank become threads, which call the processor at the same time. cache_root, cache_gb: where
+    remote shards are kept, and how much of them. max_steps: for sources with `max_epochs`. rank, world_size: None asks
+    the trainer, if there is one.
     """
 
     def __init__(
@@ -40,6 +49,13 @@ class StreamDataModule(lightning.LightningDataModule):
         num_workers: int = 0,
         bad_budget: float = 0.01,
         augment: bool = True,
+        unit: str = "samples",
+        temperature: float = 1.0,
+        skip: str | Path | None = None,
+        cache_root: str | Path | None = None,
+        cache_gb: float = 20.0,
+        on_change: str = "refuse",
+        max_steps: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -57,20 +73,36 @@ class StreamDataModule(lightning.LightningDataModule):
             too_long=too_long,
             bad_budget=bad_budget,
             augment=augment,
+            unit=unit,
+            temperature=temperature,
         )
-        if micro_batch < 0 or num_workers < 0:
-            raise StreamError(f"micro_batch={micro_batch} and num_workers={num_workers} must not be negative")
+        if micro_batch < 0 or num_workers < 0 or cache_gb < 0:
+            raise StreamError(f"{micro_batch=}, {num_workers=} and {cache_gb=} must not be negative")
+        if on_change not in ON_CHANGE:
+            raise StreamError(f"stream.on_change={on_change!r}; choose {', '.join(ON_CHANGE)}")
         self.micro_batch = micro_batch
         self.num_workers = num_workers
+        self.skip = skip
+        self.storage = Storage(cache_root=Path(cache_root) if cache_root else None, cache_bytes=int(cache_gb * 2**30))
+        self.on_change = on_change
+        self.max_steps = max_steps
         self._rank, self._world_size = rank, world_size
         self._stream: Stream | None = None
         self._states: dict[int, bytes] | None = None
+        self._told: tuple[str, ...] = ()
 
     @property
     def stream(self) -> Stream:
         """The stream, its shards open; StreamError names a source that is missing."""
         if self._stream is None:
-            self._stream = Stream(self.sources, self.processor, self.rules)
+            self._stream = Stream(
+                self.sources,
+                self.processor,
+                self.rules,
+                skip=self.skip,
+                storage=self.storage,
+                max_steps=self.max_steps,
+            )
         return self._stream
 
     @property
@@ -96,15 +128,29 @@ class StreamDataModule(lightning.LightningDataModule):
     def load_states(self, states: Mapping[int, bytes], fingerprint: Mapping[str, Any]) -> int:
         """Go on after `states` (lane -> bytes, of every lane), saved with `fingerprint`; returns the next step.
 
-        A stream that differs in anything that shapes the sequence is refused, naming the differences.
+        A stream that differs in anything that shapes the sequence is refused, naming the differences, unless
+        `on_change` says what to do; then what changes is logged here, before a loader starts.
         """
-        step = self.stream.check_states(states, fingerprint)
-        self._states = dict(states)
-        return step
+        resumed = self.stream.resume(states, fingerprint, self.on_change)
+        if resumed.lines != self._told:
+            self._told = resumed.lines
+            for line in resumed.lines:
+                log.warning("%s", line)
+        self._states = resumed.states
+        return resumed.step
+
+    def explain_change(self, states: Mapping[int, bytes], fingerprint: Mapping[str, Any]) -> list[str]:
+        """What `load_states` would change, line by line, without doing it; nothing where the stream is the same."""
+        return list(self.stream.resume(states, fingerprint, self.on_change).lines)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything the sequence depends on, as plain JSON: saved beside the states."""
         return self.stream.fingerprint()
+
+    def shares(self, step: int) -> dict[str, float]:
+        """The resolved share of every source at a step, from 0, in the unit of the mix."""
+        plan = self.stream.plan
+        return {name: share / ONE for name, share in zip(plan.names, plan.mixture.resolved.at(step), strict=True)}
 
     def losses(self, states: Iterable[bytes]) -> list[str]:
         """What was left out up to these states: one line for each shard and reason."""

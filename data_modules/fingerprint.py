@@ -10,26 +10,43 @@ from typing import Any
 from data_modules.lanes import ALGORITHM, LaneState
 from data_modules.records import Reason
 from data_modules.rows import Plan
+from data_modules.shares import ONE
+from data_modules.skiplist import pack_numbers, unpack_numbers
 
 _NOT_SHAPING = ("bad_budget",)
 """Rules that may stop a run but never change what it sees."""
+_TOLD_ELSEWHERE = ("chunk", "unit", "temperature")
+"""Rules that stand with each source, or in the resolved mix."""
 
 
 def fingerprint(plan: Plan) -> dict[str, Any]:
-    """Everything the rows depend on, as plain JSON; where the shards lie is not part of it."""
-    rules = {name: value for name, value in asdict(plan.rules).items() if name not in _NOT_SHAPING}
-    if not plan.rules.packing:
-        del rules["look_ahead"]
-    return {
+    """Everything the rows depend on, as plain JSON; where the shards lie is not part of it.
+
+    skip: the numbers of the samples on the skip list, about a byte each, so that one that only grew can be told.
+    """
+    left_out = (*_NOT_SHAPING, *_TOLD_ELSEWHERE, *(() if plan.rules.packing else ("look_ahead",)))
+    shares = plan.mixture.told()
+    told: dict[str, Any] = {
         "algorithm": ALGORITHM,
-        "rules": rules,
+        "rules": {name: value for name, value in asdict(plan.rules).items() if name not in left_out},
         "processor": processor_fingerprint(plan.processor),
         "order": list(plan.names),
+        "mix": {"unit": plan.rules.unit},
         "sources": {
-            name: {"share": share, "samples": len(shards), "index_hash": shards.index_hash}
-            for name, shards, share in zip(plan.names, plan.sources, plan.mixture.shares, strict=True)
+            spec.name: {
+                "share": share,
+                "samples": len(shards),
+                "index_hash": shards.index_hash,
+                "chunk": spec.chunk or plan.rules.chunk,
+                "loss_weight": spec.loss_weight,
+            }
+            for spec, shards, share in zip(plan.specs, plan.sources, shares, strict=True)
         },
     }
+    if not plan.mixture.resolved.is_fixed:  # fixed shares have it in them
+        told["mix"]["temperature"] = plan.rules.temperature
+    skipped = {name: pack_numbers(numbers) for name, numbers in zip(plan.names, plan.skipped, strict=True) if numbers}
+    return told | ({"skip": skipped} if skipped else {})
 
 
 def processor_fingerprint(processor: object) -> str:
@@ -45,7 +62,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     before, after = dict(_flatten(saved)), dict(_flatten(now))
     names = [*before, *(name for name in after if name not in before)]
     return [
-        f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        f"{name}: {_readable(name, before)} -> {_readable(name, after)}"
         for name in names
         if before.get(name, "absent") != after.get(name, "absent")
     ]
@@ -68,3 +85,12 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flatten(inner, f"{prefix}{name}.")
         else:
             yield prefix + name, inner
+
+
+def _readable(name: str, told: Mapping[str, Any]) -> str:
+    value = told.get(name, "absent")
+    if name.endswith(".share") and isinstance(value, int):
+        return f"{value / ONE:.6%}"
+    if name.startswith("skip.") and name in told:
+        return f"{len(unpack_numbers(value))} samples"
+    return str(value)

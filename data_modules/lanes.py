@@ -13,15 +13,20 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import accumulate
 from math import isqrt
+from typing import NamedTuple
 
-ALGORITHM = 1
+import numpy as np
+
+ALGORITHM = 2
 """Version of everything that decides the order of samples; part of the fingerprint and of every state."""
 
 _MASK = (1 << 64) - 1
-_ROUNDS = 8
+ROUNDS = 8
+"""Rounds of the Feistel network below."""
 
 
 def mix64(value: int) -> int:
@@ -45,6 +50,12 @@ def hash_name(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
+def rectangle(size: int) -> tuple[int, int]:
+    """(rows, columns) of the smallest rectangle of about sqrt(size) x sqrt(size) that holds `size` things."""
+    rows = isqrt(size - 1) + 1
+    return rows, -(-size // rows)
+
+
 class Permutation:
     """A permutation of range(size) that costs the same at any place and keeps no table.
 
@@ -55,9 +66,8 @@ class Permutation:
         if size < 1:
             raise ValueError(f"a permutation of {size} things")
         self.size = size
-        self._rows = isqrt(size - 1) + 1
-        self._columns = -(-size // self._rows)
-        self._keys = [hash_ints(key, number) for number in range(_ROUNDS)]
+        self._rows, self._columns = rectangle(size)
+        self._keys = [hash_ints(key, number) for number in range(ROUNDS)]
 
     def __getitem__(self, place: int) -> int:
         if not 0 <= place < self.size:
@@ -81,9 +91,9 @@ class Deal:
     """
 
     def __init__(self, name: str, shard_sizes: Sequence[int], *, chunk: int, seed: int, num_lanes: int) -> None:
-        self._chunk = chunk
-        self._num_lanes = num_lanes
-        self._key = hash_ints(seed, hash_name(name))
+        self.chunk = chunk
+        self.num_lanes = num_lanes
+        self.key = hash_ints(seed, hash_name(name))
         self._sizes = tuple(shard_sizes)
         self._samples_before = (0, *accumulate(self._sizes))
         self._chunks_until = list(accumulate(-(-size // chunk) for size in self._sizes))
@@ -92,30 +102,40 @@ class Deal:
 
     def turn(self, lane: int, j: int) -> tuple[int, range]:
         """(epoch, numbers of the samples) of a lane's j-th chunk."""
-        epoch, place = divmod(lane + j * self._num_lanes, self.num_chunks)
+        epoch, place = divmod(lane + j * self.num_lanes, self.num_chunks)
         number = self._permutation(epoch)[place]
         shard = bisect_right(self._chunks_until, number)
         first_chunk = self._chunks_until[shard - 1] if shard else 0
-        start = (number - first_chunk) * self._chunk
-        stop = min(start + self._chunk, self._sizes[shard])
+        start = (number - first_chunk) * self.chunk
+        stop = min(start + self.chunk, self._sizes[shard])
         before = self._samples_before[shard]
         return epoch, range(before + start, before + stop)
+
+    def spans(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First sample, and the one after the last, of chunks by number. numbers: int64[n]."""
+        if self.chunk == 1:
+            return numbers, numbers + 1
+        shards = np.searchsorted(self._chunks_until, numbers, side="right")
+        first_chunks = np.array([0, *self._chunks_until])[shards]
+        starts = (numbers - first_chunks) * self.chunk
+        stops = np.minimum(starts + self.chunk, np.array(self._sizes)[shards])
+        before = np.array(self._samples_before)[shards]
+        return before + starts, before + stops
 
     def _permutation(self, epoch: int) -> Permutation:
         found = self._permutations.get(epoch)
         if found is None:
             if len(self._permutations) > 8:  # lanes live in neighbouring epochs; a few are enough
                 self._permutations.clear()
-            found = self._permutations[epoch] = Permutation(self.num_chunks, hash_ints(self._key, epoch))
+            found = self._permutations[epoch] = Permutation(self.num_chunks, hash_ints(self.key, epoch))
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
+class Ref(NamedTuple):
     """A sample that waits undecoded: where it is and what it costs in both budgets."""
 
     source: int
-    index: int
+    index: int  # type: ignore[assignment]  # it hides tuple.index, which nobody asks a Ref for
     epoch: int
     tokens: int
     views: int
@@ -141,6 +161,7 @@ class LaneState:
 
     rows: rows emitted. waiting: the packer's look-ahead, oldest first.
     losses: (source, shard, reason) -> samples left out or found broken while decoding.
+    mix: the lane's place in the mixture; only `mixture.py` reads it. [] = at its start.
     """
 
     lane: int
@@ -148,6 +169,7 @@ class LaneState:
     rows: int = 0
     waiting: list[Ref] = field(default_factory=list)
     losses: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    mix: list[int] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
         """The state as variable-length integers; equal states give equal bytes."""
@@ -156,10 +178,12 @@ class LaneState:
             numbers += [place.j, place.offset, place.taken, place.left_out]
         numbers.append(len(self.waiting))
         for ref in self.waiting:
-            numbers += [ref.source, ref.index, ref.epoch, ref.tokens, ref.views]
+            numbers += ref
         numbers.append(len(self.losses))
         for (source, shard, reason), count in sorted(self.losses.items()):
             numbers += [source, shard, reason, count]
+        numbers.append(len(self.mix))
+        numbers += [2 * number if number >= 0 else -2 * number - 1 for number in self.mix]
         return _to_varints(numbers)
 
     @classmethod
@@ -177,11 +201,12 @@ class LaneState:
             for _ in range(next(numbers)):
                 source, shard, reason, count = _take(numbers, 4)
                 losses[source, shard, reason] = count
+            mix = [folded >> 1 if not folded & 1 else -(folded + 1 >> 1) for folded in _take(numbers, next(numbers))]
         except (StopIteration, IndexError):
             raise ValueError(f"lane state of {len(data)} bytes is cut off") from None
         if next(numbers, None) is not None:
             raise ValueError(f"lane state of {len(data)} bytes is longer than it should be")
-        return cls(lane, places, rows, waiting, losses)
+        return cls(lane, places, rows, waiting, losses, mix)
 
 
 def lanes_of(part: int, parts: int, lanes: range) -> range:
@@ -194,12 +219,19 @@ def lanes_of(part: int, parts: int, lanes: range) -> range:
 
 def _to_varints(numbers: Iterable[int]) -> bytes:
     """Seven bits a byte, lowest first; the high bit says that more follow."""
+    return b"".join([_ONE_BYTE[number] if number < 128 else _varint(number) for number in numbers])
+
+
+_ONE_BYTE = tuple(bytes([number]) for number in range(128))
+
+
+@lru_cache(1 << 14)  # a waiting sample is written again with every row
+def _varint(number: int) -> bytes:
     out = bytearray()
-    for number in numbers:
-        while number > 0x7F:
-            out.append(number & 0x7F | 0x80)
-            number >>= 7
-        out.append(number)
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
     return bytes(out)
 
 

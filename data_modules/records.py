@@ -8,9 +8,11 @@ are ever read, and none of them can carry code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import Any, NoReturn
+from typing import Any
+
+import msgspec
 
 from bestiary.schema import Region, Sample, SampleError, Turn
 from data_modules.ustar import KEY
@@ -19,6 +21,10 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 KEY_LIMIT = 80
 """Characters of a key, so that `<key>.99.webp` fits a USTAR name."""
 
+TEXT_LIMIT = 1 << 24
+"""Bytes of a record: more is no text that anybody could train on."""
+
+_JPEG = b"\xff\xd8\xff"
 _NUMBERS = {"point": 2, "box": 4}
 _ROUNDING = 1e-6
 """How far outside the picture a fraction may lie without being wrong."""
@@ -39,6 +45,8 @@ class Reason(IntEnum):
     """The processor refused it while making the example: a hole in the row."""
     TOO_LONG = 6
     """Over a row's budget, and the policy is to skip."""
+    SKIPPED = 7
+    """On the skip list: no damage, outside the budget of damage."""
 
 
 class DamagedSampleError(SampleError):
@@ -69,14 +77,21 @@ def to_members(sample: Sample) -> list[tuple[str, bytes]]:
         "meta": sample.meta,
     }
     try:
-        text = json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise SampleError(sample.key, f"meta is not plain JSON: {error}") from error
-    return [("json", text.encode()), *zip(extensions, sample.images, strict=True)]
+        data = json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        _decode(data)  # numbers and nesting that JSON can say but a reader refuses
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SampleError(sample.key, f"record is not plain JSON: {error}") from error
+    if len(data) > TEXT_LIMIT:
+        raise SampleError(sample.key, f"its record has {len(data)} bytes, more than {TEXT_LIMIT}; shorten it")
+    images = [image if isinstance(image, bytes) else bytes(image) for image in sample.images]
+    return [("json", data), *zip(extensions, images, strict=True)]
 
 
-def from_members(key: str, members: Mapping[str, memoryview]) -> Sample:
-    """The Sample in a group of members (extension -> bytes); DamagedSampleError on anything missing or wrong."""
+def from_members(key: str, members: Mapping[str, bytes | memoryview]) -> Sample:
+    """The Sample in a group of members (extension -> bytes), its images as they were given.
+
+    DamagedSampleError on anything missing or wrong.
+    """
     if "json" not in members:
         raise DamagedSampleError(key, "member .json is missing", Reason.STRUCTURE)
     for extension in members:
@@ -84,33 +99,87 @@ def from_members(key: str, members: Mapping[str, memoryview]) -> Sample:
             raise DamagedSampleError(
                 key, f"member .{extension} is not on the list of what a shard may hold", Reason.STRUCTURE
             )
+    record = decode_record(key, members["json"])
+    images = record.images
+    if sorted([*images, "json"]) != sorted(members):
+        raise _other_images(key, images, sorted(members))
+    return make_sample(key, record, tuple(checked_image(key, name, members[name]) for name in images))
+
+
+def from_parts(key: str, text: bytes | memoryview, extension: str, image: bytes | memoryview | None) -> Sample:
+    """The Sample of one JSON text and at most one image (None, and "" for its extension); errors as `from_members`.
+
+    The common sample: this is the innermost part of the reader, so it is written flat.
+    """
+    if len(text) > TEXT_LIMIT:
+        raise _too_large(key, text)
     try:
-        record = _DECODER.decode(bytes(members["json"]).decode())
-        images = [str(extension) for extension in record["images"]]
-        missing = [extension for extension in images if extension not in members]
-        if missing or len(set(images)) != len(members) - 1:
-            raise DamagedSampleError(
-                key, f"record names images {images}, shard holds {sorted(members)}", Reason.STRUCTURE
-            )
-        sample = Sample(
-            key=key,
-            source=_text(record["source"]),
-            domain=_text(record["domain"]),
-            turns=tuple(Turn(turn["role"], _text(turn["text"])) for turn in record["turns"]),
-            images=tuple(bytes(members[extension]) for extension in images),
-            regions=tuple(Region(r["kind"], tuple(map(float, r["coords"])), r["mark"]) for r in record["regions"]),
-            meta=dict(record["meta"]),
-        )
-        _check(sample)
-    except SampleError as error:
-        if isinstance(error, DamagedSampleError):
-            raise
-        raise DamagedSampleError(key, error.problem, Reason.RECORD) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedSampleError(
-            key, f"record is not a sample: {type(error).__name__}: {error}", Reason.RECORD
-        ) from error
+        record = _decode(text)
+    except (ValueError, RecursionError):
+        record = decode_record(key, text)  # again, for its message
+    if image is None:
+        if record.images:
+            raise _other_images(key, record.images, ["json"])
+        return make_sample(key, record, ())
+    if record.images != (extension,):
+        raise _other_images(key, record.images, ["json", extension])
+    if image[:3] != _JPEG or extension not in _JPEG_NAMES:
+        checked_image(key, extension, image)
+    return make_sample(key, record, (image,))
+
+
+class Record(msgspec.Struct, gc=False):
+    """The JSON of a sample. Fields it does not know are left alone: a later version may have more."""
+
+    source: str
+    domain: str
+    images: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    regions: tuple[Region, ...]
+    meta: dict[str, Any]
+
+
+def decode_record(key: str, text: bytes | memoryview) -> Record:
+    """The typed record in a JSON text; DamagedSampleError where it is broken or says something else."""
+    if len(text) > TEXT_LIMIT:
+        raise _too_large(key, text)
+    try:
+        return _decode(text)
+    except (ValueError, RecursionError) as error:  # msgspec's and Unicode errors are ValueErrors
+        problem = f"record is not a sample: {type(error).__name__}: {error}"
+        raise DamagedSampleError(key, problem, Reason.RECORD) from error
+
+
+def make_sample(key: str, record: Record, images: tuple[bytes | memoryview, ...]) -> Sample:
+    """The checked Sample; types are checked already."""
+    sample = _new(Sample)
+    _set_key(sample, key)
+    _set_source(sample, record.source)
+    _set_domain(sample, record.domain)
+    _set_turns(sample, record.turns)
+    _set_images(sample, images)
+    _set_regions(sample, record.regions)
+    _set_meta(sample, record.meta)
+    if record.regions or not (record.turns and record.source and record.domain):
+        try:
+            _check(sample)
+        except SampleError as error:
+            raise DamagedSampleError(key, error.problem, Reason.RECORD) from error
     return sample
+
+
+def checked_image(key: str, extension: str, data: bytes | memoryview) -> bytes | memoryview:
+    """The image itself, if its first bytes are those of its extension."""
+    head = bytes(data[:12])
+    if not _STARTS[extension.rpartition(".")[2]](head):
+        raise DamagedSampleError(key, f"member .{extension} starts with {head!r}, no {extension}", Reason.STRUCTURE)
+    return data
+
+
+def image_kind(data: bytes | memoryview) -> str | None:
+    """jpg, png or webp by the first bytes; None for anything else."""
+    head = bytes(data[:12])
+    return next((kind for kind in ("jpg", "png", "webp") if _STARTS[kind](head)), None)
 
 
 def _check(sample: Sample) -> None:
@@ -144,24 +213,39 @@ def _check_region(key: str, region: Region) -> None:
         raise SampleError(key, f"{where}: a box needs x0 < x1 and y0 < y1")
 
 
-def _image_extension(key: str, data: bytes) -> str:
-    if data[:3] == b"\xff\xd8\xff":
-        return "jpg"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    raise SampleError(key, f"image starts with {data[:8]!r}; encode it as JPEG, PNG or WebP")
+def _image_extension(key: str, data: bytes | memoryview) -> str:
+    kind = image_kind(data)
+    if kind is None:
+        raise SampleError(key, f"image starts with {bytes(data[:8])!r}; encode it as JPEG, PNG or WebP")
+    return kind
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
-    return value
+def _too_large(key: str, text: bytes | memoryview) -> DamagedSampleError:
+    return DamagedSampleError(key, f"its record has {len(text)} bytes, more than {TEXT_LIMIT}", Reason.RECORD)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def _other_images(key: str, images: Sequence[str], found: Sequence[str]) -> DamagedSampleError:
+    problem = f"record names images {list(images)}, shard holds {list(found)}"
+    return DamagedSampleError(key, problem, Reason.STRUCTURE)
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def _is_jpeg(head: bytes) -> bool:
+    return head[:3] == _JPEG
+
+
+def _is_png(head: bytes) -> bool:
+    return head[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def _is_webp(head: bytes) -> bool:
+    return head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+
+
+# A frozen dataclass fills itself in twice the time of its slots' own descriptors, and reading is mostly this.
+_new = object.__new__
+_set_key, _set_source, _set_domain, _set_turns, _set_images, _set_regions, _set_meta = (
+    getattr(Sample, name).__set__ for name in ("key", "source", "domain", "turns", "images", "regions", "meta")
+)
+_JPEG_NAMES = ("jpg", "jpeg")
+_STARTS = {"jpg": _is_jpeg, "jpeg": _is_jpeg, "png": _is_png, "webp": _is_webp}
+_decode = msgspec.json.Decoder(Record).decode

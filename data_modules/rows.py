@@ -1,30 +1,31 @@
-"""The rows of a lane: draw, measure, pack, decode.
+"""The rows of a lane: draw, measure, pack.
 
-Row t of lane c is a pure function of the plan and (c, t). Nothing here knows of ranks, workers, torch or time.
+Row t of lane c is a pure function of the plan and (c, t). Nothing here knows of ranks, workers, torch or time. A row is
+planned first (which samples it holds) and made afterwards (`decoding.py`), perhaps by threads while later rows are
+being planned: planning never looks at what making found out.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from bestiary.schema import Example, Processor, Sample, SampleError, SampleTooLongError, Slot
+from bestiary.schema import Example, Lengths, Processor, Sample, SampleError, SampleTooLongError
 from data_modules.lanes import Deal, LaneState, Place, Ref, hash_ints, hash_name
+from data_modules.ledger import Ledger, Loss
 from data_modules.mixture import Mixture
 from data_modules.packing import Budget, fill_row
 from data_modules.records import Reason
 from data_modules.shards import ShardSet
-from data_modules.sources import StreamError
+from data_modules.shares import UNITS, Shares
+from data_modules.sources import SourceSpec, StreamError
+from data_modules.turns import Turns
 
-log = logging.getLogger(__name__)
-
-BUDGET_WINDOW = 1000
-"""The share of damaged samples is taken of at least so many: three samples are no statistic."""
 FRUITLESS_DRAWS = 10_000
-"""After so many samples of one source in a row that are all too long, the budget is wrong."""
+"""After so many samples of one source in a row that are all left out, something is wrong with the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class Rules:
     too_long: str = "error"
     bad_budget: float = 0.01
     augment: bool = True
+    unit: str = "samples"
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("num_lanes", "max_tokens", "look_ahead", "chunk"):
@@ -50,6 +53,10 @@ class Rules:
             raise StreamError(f"seed={self.seed} and max_views={self.max_views} must not be negative")
         if self.too_long not in ("error", "skip", "truncate_text"):
             raise StreamError(f"too_long={self.too_long!r}; choose error, skip or truncate_text")
+        if self.unit not in UNITS:
+            raise StreamError(f"unit={self.unit!r}; choose {', '.join(UNITS)}")
+        if not 0 < self.temperature < float("inf"):
+            raise StreamError(f"temperature={self.temperature}; it must be a positive number, 1 changes nothing")
         if not 0 <= self.bad_budget <= 1:
             raise StreamError(f"bad_budget={self.bad_budget}; it is a share, from 0 to 1")
 
@@ -60,21 +67,40 @@ class Rules:
 
 
 class Plan:
-    """Everything the lanes share, read-only: sources, whose turn it is, the mixture, the processor."""
+    """Everything the lanes share, read-only: sources, whose turn it is, the mixture, the processor.
 
-    def __init__(self, sources: Sequence[tuple[str, ShardSet, float]], processor: Processor, rules: Rules) -> None:
-        self.names = tuple(name for name, _, _ in sources)
-        self.sources = tuple(shards for _, shards, _ in sources)
+    skipped: name of a source -> numbers of its samples that are never drawn.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[SourceSpec],
+        sources: Sequence[ShardSet],
+        shares: Shares,
+        processor: Processor,
+        rules: Rules,
+        skipped: Mapping[str, frozenset[int]] | None = None,
+    ) -> None:
+        self.specs = tuple(specs)
+        self.names = tuple(spec.name for spec in specs)
+        self.sources = tuple(sources)
         self.processor = processor
         self.rules = rules
-        self.mixture = Mixture({name: weight for name, _, weight in sources}, rules.num_lanes)
+        self.skipped = tuple((skipped or {}).get(name, frozenset()) for name in self.names)
+        self.mixture = Mixture(shares, rules.num_lanes)
         self.deals = tuple(
             Deal(
-                name, [s.samples for s in shards.shards], chunk=rules.chunk, seed=rules.seed, num_lanes=rules.num_lanes
+                spec.name,
+                [shard.samples for shard in source.shards],
+                chunk=spec.chunk or rules.chunk,
+                seed=rules.seed,
+                num_lanes=rules.num_lanes,
             )
-            for name, shards, _ in sources
+            for spec, source in zip(specs, sources, strict=True)
         )
-        self.lengths: Callable[[Sample], tuple[int, int]] | None = getattr(processor, "lengths", None)
+        self.lengths: Callable[[Sample], Lengths] | None = getattr(processor, "lengths", None)
+        self.reported: set[tuple[int, int]] = set()
+        self._hashes = tuple(map(hash_name, self.names))
 
     def first_state(self, lane: int) -> LaneState:
         """A lane before its first row."""
@@ -84,165 +110,211 @@ class Plan:
         """Randomness of one sample in one epoch, whoever draws it; None without augmentation."""
         if not self.rules.augment:
             return None
-        words = (self.rules.seed, hash_name(self.names[ref.source]), ref.index, ref.epoch)
+        words = (self.rules.seed, self._hashes[ref.source], ref.index, ref.epoch)
         return np.random.Generator(np.random.Philox(key=[hash_ints(0, *words), hash_ints(1, *words)]))
 
 
-class LaneReader:
-    """One lane, row by row, from a state on."""
+@dataclass(slots=True)
+class PlannedRow:
+    """What a row will hold, left to right, and what planning it left out.
 
-    def __init__(self, plan: Plan, state: LaneState) -> None:
+    state: the lane's state after the row, losses still to be counted. failure: why the run ends at this row.
+    """
+
+    refs: list[Ref]
+    state: LaneState
+    losses: list[Loss] = field(default_factory=list)
+    failure: StreamError | None = None
+
+
+class LaneReader:
+    """One lane, row by row, from a state on. shared: what it looks up together with other lanes, see `read_lanes`."""
+
+    def __init__(self, plan: Plan, state: LaneState, shared: Sequence[Turns] | None = None) -> None:
         if not 0 <= state.lane < plan.rules.num_lanes or len(state.places) != len(plan.names):
             raise StreamError(
                 f"state of lane {state.lane} with {len(state.places)} sources does not belong to a stream of "
                 f"{plan.rules.num_lanes} lanes and {len(plan.names)} sources"
             )
-        self._plan = plan
-        self._state = state
-        starts = plan.mixture.start(state.lane)
-        self._draws = [start + place.taken for start, place in zip(starts, state.places, strict=True)]
+        self.plan = plan
+        self.state = state
+        self.ledger = Ledger(plan.names, plan.sources, plan.rules, state.lane, state.losses, plan.reported)
+        self._cursor = plan.mixture.lane(state.lane, state.mix)
+        turns = shared or [Turns(deal, [state.lane]) for deal in plan.deals]
+        self._supplies = [
+            (place, skipped, coming.of(state.lane, place.j, place.offset), shards.view)
+            for place, skipped, coming, shards in zip(state.places, plan.skipped, turns, plan.sources, strict=True)
+        ]
         self._examples: dict[tuple[int, int, int], Example] = {}
-        self._last: tuple[int, int, Sample] | None = None
-
-    def next_row(self) -> tuple[list[Example], bytes]:
-        """The examples of the next row, left to right, and the state after it.
-
-        A sample found damaged only now leaves a hole: it is counted and nothing takes its place. `source` of an
-        example is the name the mix gives it.
-        """
-        refs = self.plan_row()
-        examples = [example for ref in refs if (example := self._example(ref)) is not None]
-        return examples, self._state.to_bytes()
+        self._last_source = self._last_index = -1
+        self._last_sample: Sample
+        self.drawn: Ref
+        self._max_tokens, self._max_views = plan.rules.max_tokens, plan.rules.max_views or sys.maxsize
+        self._lengths = plan.lengths
+        self._losses: list[Loss] = []
 
     def plan_row(self) -> list[Ref]:
         """What the next row will hold, without making it."""
-        rules = self._plan.rules
-        if rules.packing:
-            row = fill_row(self._state.waiting, self._draw, rules.budget, rules.look_ahead)
-        else:
-            row = [self._draw()]
-        self._state.rows += 1
-        return row
+        row = self.plan_next()
+        self.settle(row)
+        return row.refs
+
+    def plan_next(self) -> PlannedRow:
+        """Plan the next row; nothing is counted and nothing of it is made."""
+        rules, state = self.plan.rules, self.state
+        refs: list[Ref] = []
+        failure = None
+        try:
+            if rules.packing:
+                refs = fill_row(state.waiting, self._draw, rules.budget, rules.look_ahead)
+            else:  # something waits only where a run that packed goes on without
+                refs = [state.waiting.pop(0) if state.waiting else self._draw()]
+        except StreamError as error:
+            failure = error
+        except _OverBudgetError:
+            failure = StreamError(f"lane {state.lane}: the budget of damage is spent")
+        state.rows += 1
+        state.mix = self._cursor.state()
+        losses, self._losses = self._losses, []
+        return PlannedRow(refs, state, losses, failure)
+
+    def draw(self) -> Sample:
+        """The next row where rows are one sample: the sample as it was read, settled at once; `drawn` says which.
+
+        `state.mix` stays behind until `state_bytes`. Nothing may wait in the packer.
+        """
+        try:
+            self.drawn = self._draw()
+        except (StreamError, _OverBudgetError) as error:
+            self._count_found()
+            raise StreamError(str(error)) from error
+        if self._losses:
+            self._count_found()
+        self.state.rows += 1
+        return self._last_sample
+
+    def state_bytes(self) -> bytes:
+        """The state after the rows so far, all of them settled."""
+        self.state.mix = self._cursor.state()
+        return self.state.to_bytes()
+
+    def settle(self, row: PlannedRow) -> None:
+        """Count what planning left out; StreamError where the run must end. Rows are settled in their order."""
+        for loss in row.losses:
+            self.ledger.count(loss, foreseen=True)
+        if row.failure is not None:
+            raise row.failure
+
+    def lose(self, row: PlannedRow, ref: Ref, error: SampleError) -> None:
+        """Count a sample of a planned row that turned out damaged; StreamError where the run must end."""
+        place = row.state.places[ref.source]
+        loss = Loss(ref.source, ref.index, Reason.DECODE, place.taken + place.left_out, error)
+        self.ledger.count(loss, foreseen=False)
+
+    def part(self, ref: Ref) -> Example | Sample | SampleError:
+        """What a planned sample is made from; the example itself where measuring already made it."""
+        example = self._examples.pop((ref.source, ref.index, ref.epoch), None)
+        if example is not None:
+            return example
+        try:
+            return self.sample(ref.source, ref.index)
+        except SampleError as error:
+            return error
+
+    def _count_found(self) -> None:
+        losses, self._losses = self._losses, []
+        for loss in losses:
+            self.ledger.count(loss, foreseen=True)
+
+    def measured(self, ref: Ref) -> Ref | Loss:
+        """A waiting sample with the lengths it has now, or why it must go."""
+        place = self.state.places[ref.source]
+        try:
+            sample = self.sample(ref.source, ref.index)
+            lengths = self._lengths(sample) if self._lengths else self._make(sample, ref.source, ref.index, ref.epoch)
+            if lengths.tokens > self._max_tokens or lengths.views > self._max_views:
+                lengths = self._shortened(ref.source, ref.index, *lengths)
+        except SampleError as error:
+            reason = getattr(error, "reason", Reason.PROCESSOR)
+            return Loss(ref.source, ref.index, reason, place.taken + place.left_out, error)
+        return ref._replace(tokens=lengths.tokens, views=lengths.views)
+
+    def sample(self, source: int, index: int) -> Sample:
+        """One sample; the last one read is kept."""
+        if index == self._last_index and source == self._last_source:
+            return self._last_sample
+        sample = self.plan.sources[source].view(index)
+        self._last_index, self._last_source, self._last_sample = index, source, sample
+        return sample
 
     def _draw(self) -> Ref:
         """The next readable sample that fits a row, of the source whose turn it is."""
-        source = self._plan.mixture.choose(self._draws)
-        place = self._state.places[source]
+        source = self._cursor.choose(self.state.rows)
+        place, skipped, coming, read = self._supplies[source]
         fruitless = 0
         while True:
-            epoch, index = self._advance(source)
-            lengths = self._lengths(source, index, epoch)
-            if lengths is not None:
-                break
+            epoch, index, place.j, place.offset = next(coming)
+            try:
+                if index in skipped:
+                    self._lose(Loss(source, index, Reason.SKIPPED, place.taken + place.left_out))
+                else:
+                    self._last_sample = sample = read(index)
+                    self._last_index, self._last_source = index, source
+                    measure = self._lengths
+                    tokens, views, targets = measure(sample) if measure else self._make(sample, source, index, epoch)
+                    if tokens > self._max_tokens or views > self._max_views:
+                        tokens, views, targets = self._shortened(source, index, tokens, views, targets)
+                    break
+            except SampleError as error:
+                self._examples.pop((source, index, epoch), None)
+                reason = getattr(error, "reason", Reason.PROCESSOR)
+                self._lose(Loss(source, index, reason, place.taken + place.left_out, error))
             place.left_out += 1
             fruitless += 1
-            if fruitless >= min(FRUITLESS_DRAWS, 2 * len(self._plan.sources[source])):
-                raise StreamError(
-                    f"source {self._plan.names[source]!r}: {fruitless} samples one after another were damaged or too "
-                    f"long (max_tokens={self._plan.rules.max_tokens}, max_views={self._plan.rules.max_views}); "
-                    "nothing of it can be used"
-                )
+            if fruitless >= min(FRUITLESS_DRAWS, 2 * len(self.plan.sources[source])):
+                raise self._fruitless(source, fruitless)
         place.taken += 1
-        self._draws[source] += 1
-        return Ref(source, index, epoch, *lengths)
+        self._cursor.count(source, tokens, targets)
+        return Ref(source, index, epoch, tokens, views)
 
-    def _advance(self, source: int) -> tuple[int, int]:
-        """(epoch, number) of the lane's next sample of a source."""
-        place = self._state.places[source]
-        epoch, numbers = self._plan.deals[source].turn(self._state.lane, place.j)
-        index = numbers[place.offset]
-        place.offset += 1
-        if place.offset == len(numbers):
-            place.j, place.offset = place.j + 1, 0
-        return epoch, index
-
-    def _lengths(self, source: int, index: int, epoch: int) -> tuple[int, int] | None:
-        """Tokens and views a sample will take in a row; None if it is left out."""
-        try:
-            tokens, views = self._measure(source, index, epoch)
-            return self._within_budget(source, index, tokens, views)
-        except SampleError as error:
-            self._examples.pop((source, index, epoch), None)
-            self._lose(source, index, getattr(error, "reason", Reason.PROCESSOR), error)
-            return None
-
-    def _measure(self, source: int, index: int, epoch: int) -> tuple[int, int]:
-        """What the processor says; one that cannot tell ahead makes the example, which then waits."""
-        if self._plan.lengths is not None:
-            return self._plan.lengths(self._sample(source, index))
-        ref = Ref(source, index, epoch, 0, 0)
-        example = self._plan.processor(self._sample(source, index), rng=self._plan.rng(ref))
+    def _make(self, sample: Sample, source: int, index: int, epoch: int) -> Lengths:
+        """Lengths by a processor that cannot tell them ahead: the example is made now, and waits."""
+        example = self.plan.processor(sample, rng=self.plan.rng(Ref(source, index, epoch, 0, 0)))
         self._examples[source, index, epoch] = example
-        return len(example), example.num_views
+        return Lengths(len(example), example.num_views, example.num_targets)
 
-    def _within_budget(self, source: int, index: int, tokens: int, views: int) -> tuple[int, int]:
-        """The lengths after the policy `truncate_text`; SampleTooLongError where a row cannot hold them."""
-        rules = self._plan.rules
-        if rules.budget.holds(tokens, views):
-            return tokens, views
-        if rules.too_long == "truncate_text" and rules.budget.holds(0, views):
-            return rules.max_tokens, views
+    def _shortened(self, source: int, index: int, tokens: int, views: int, targets: int) -> Lengths:
+        """The lengths under the policy `truncate_text`; SampleTooLongError where a row cannot hold even that."""
+        rules = self.plan.rules
+        if rules.too_long == "truncate_text" and views <= self._max_views:
+            return Lengths(rules.max_tokens, views, max(0, targets - (tokens - rules.max_tokens)))  # answers come last
         problem = (
             f"it needs {tokens} tokens and {views} views, a row holds max_tokens={rules.max_tokens}, "
             f"max_views={rules.max_views}; raise them, or set data.too_long to skip or truncate_text"
         )
-        raise SampleTooLongError(self._plan.sources[source].key(index), problem, tokens, rules.max_tokens)
+        raise SampleTooLongError(self.plan.sources[source].key(index), problem, tokens, rules.max_tokens)
 
-    def _example(self, ref: Ref) -> Example | None:
-        """The example of a planned sample; None where it turns out damaged."""
-        example = self._examples.pop((ref.source, ref.index, ref.epoch), None)
-        rules = self._plan.rules
-        try:
-            if example is None:
-                example = self._plan.processor(self._sample(ref.source, ref.index), rng=self._plan.rng(ref))
-            if rules.too_long == "truncate_text" and len(example) > ref.tokens == rules.max_tokens:
-                example = cut_text(example, ref.tokens)
-        except SampleError as error:
-            self._lose(ref.source, ref.index, Reason.DECODE, error)
-            return None
-        if (len(example), example.num_views) != (ref.tokens, ref.views):
-            raise RuntimeError(
-                f"sample {example.key}: the processor announced {ref.tokens} tokens and {ref.views} views "
-                f"but made {len(example)} and {example.num_views}; its lengths() and its call disagree"
-            )
-        return replace(example, source=self._plan.names[ref.source])
+    def _lose(self, loss: Loss) -> None:
+        """Note a loss; it is counted when its row comes out, but planning ends where that is sure to stop the run."""
+        self._losses.append(loss)
+        if not self.ledger.foresee(loss):
+            raise _OverBudgetError
 
-    def _sample(self, source: int, index: int) -> Sample:
-        if self._last is not None and self._last[:2] == (source, index):
-            return self._last[2]
-        sample = self._plan.sources[source][index]
-        self._last = (source, index, sample)
-        return sample
-
-    def _lose(self, source: int, index: int, reason: Reason, error: SampleError) -> None:
-        """Count a sample that is left out; StreamError where a policy or the budget of damage forbids it."""
-        shards, rules, name = self._plan.sources[source], self._plan.rules, self._plan.names[source]
-        if isinstance(error, SampleTooLongError):
-            if rules.too_long != "skip":
-                raise StreamError(f"source {name!r}: {error}") from error
-            reason = Reason.TOO_LONG
-        losses = self._state.losses
-        spot = (source, shards.locate(index)[0], int(reason))
-        losses[spot] = losses.get(spot, 0) + 1
-        if reason is Reason.TOO_LONG:
-            return
-        log.warning("source %s: left out (%s): %s", name, reason.name.lower(), error)
-        damage = {key: count for key, count in losses.items() if key[0] == source and key[2] != Reason.TOO_LONG}
-        drawn = self._state.places[source].taken + self._state.places[source].left_out
-        if sum(damage.values()) <= rules.bad_budget * max(drawn, BUDGET_WINDOW):
-            return
-        (_, shard, kind), worst = max(damage.items(), key=lambda item: item[1])
-        path = shards.folder / shards.shards[shard].file
-        raise StreamError(
-            f"source {name!r}: {sum(damage.values())} damaged samples after {drawn} draws of lane {self._state.lane}, "
-            f"more than data.bad_budget={rules.bad_budget} allows; worst is {path} "
-            f"({worst} x {Reason(kind).name.lower()}); last: {error}; write the shard again or raise the budget"
-        ) from error
+    def _fruitless(self, source: int, draws: int) -> StreamError:
+        rules = self.plan.rules
+        return StreamError(
+            f"source {self.plan.names[source]!r}: {draws} samples one after another were damaged, too long "
+            f"(max_tokens={rules.max_tokens}, max_views={rules.max_views}) or on the skip list; "
+            "nothing of it can be used"
+        )
 
 
-def cut_text(example: Example, tokens: int) -> Example:
-    """The first `tokens` positions; SampleTooLongError where that would cut through an image or a prompt."""
-    if (example.slots[tokens:] != Slot.TEXT).any():
-        problem = f"its image and prompts alone pass max_tokens={tokens}; raise max_tokens or set data.too_long=skip"
-        raise SampleTooLongError(example.key, problem, len(example), tokens)
-    return replace(example, ids=example.ids[:tokens], labels=example.labels[:tokens], slots=example.slots[:tokens])
+def read_lanes(plan: Plan, states: Iterable[bytes]) -> list[LaneReader]:
+    """Readers of some lanes that look up their coming samples together."""
+    lanes = [LaneState.from_bytes(state) for state in states]
+    shared = [Turns(deal, [state.lane for state in lanes]) for deal in plan.deals]
+    return [LaneReader(plan, state, shared) for state in lanes]
+
+
+class _OverBudgetError(Exception):
+    """Planning cannot go on: counting its last loss will raise the error that says why."""

@@ -1,151 +1,333 @@
 """Shards and their sources: WebDataset tars read through a memory-mapped index.
 
 A source is one folder: `shard-00000.tar` with `.idx` and `.keys` beside it, and `source.json`, which is written last
-and names every shard. A folder without it is unfinished and is refused. Random access costs a slice of a map and a
-`json.loads`; nothing is opened per sample. Any WebDataset reader can read the same tars.
+and names every shard. A folder without it is unfinished and is refused, unless it holds somebody else's tars: those are
+indexed at first use (foreign.py). Reading a sample costs a slice of a map, a checksum and the decoding of its JSON;
+nothing is opened per sample and no tar header is parsed for the common sample of one text and one image. Any
+WebDataset reader can read the same tars.
+
+A shard that ends before its index says so gives counted damage. A file that is cut WHILE it is mapped is another
+matter: the kernel then ends the process with SIGBUS. Replace shards by renaming whole files, as the writer does.
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bestiary.schema import Sample
-from data_modules.index import FORMAT, RECORD, SOURCE_FILE, Shard, index_hash, key_at, map_file, map_records, read_keys
-from data_modules.records import DamagedSampleError, Reason, from_members
+from data_modules.index import (
+    BLOCK,
+    DAMAGED,
+    FOREIGN,
+    IMAGES,
+    RECORD,
+    SIMPLE,
+    SOURCE_FILE,
+    TEXTS,
+    Place,
+    Shard,
+    SourceFacts,
+    parse_facts,
+)
+from data_modules.open_shard import OpenShard, open_limit
+from data_modules.records import DamagedSampleError, Reason, from_members, from_parts
+from data_modules.storage import Folder, NotThereError, Storage, StorageError
 from data_modules.ustar import TarError, parse_members
 from data_modules.writer import ShardWriter
 
-__all__ = ["ShardSet", "ShardWriter", "read_source", "write_samples"]
+__all__ = ["ShardSet", "ShardWriter", "open_source", "read_source", "write_samples"]
 
 
-@dataclass(frozen=True, slots=True)
-class _OpenShard:
-    """The maps of one shard."""
+Take = Callable[[memoryview], bytes | memoryview]
 
-    data: memoryview
-    records: memoryview
+
+class Meaning(Protocol):
+    """What the members of a foreign tar mean. Both raise DamagedSampleError; it must be possible to pickle it."""
+
+    def sample(self, key: str, kind: str, text: memoryview, extension: str, image: memoryview | None) -> Sample:
+        """The Sample of a text (`kind`: json or txt) and at most one image."""
+
+    def parsed(self, key: str, whole: memoryview) -> Sample:
+        """The Sample of any other shape, from its stretch of the tar."""
+
+    def check(self, folder: Folder, shard: Shard) -> None:
+        """ValueError where the tar is not the one that was indexed; called when it is opened."""
 
 
 class ShardSet:
-    """The samples of one source by number; keeps the maps of at most `max_open` shards (two descriptors each)."""
+    """The samples of one source by number.
 
-    def __init__(self, folder: Path | str, *, max_open: int = 64) -> None:
-        self.folder = Path(folder)
-        self.max_open = max_open
-        facts = _read_facts(self.folder)
-        self.name: str = facts["name"]
-        self.licence: str = facts["licence"]
-        self.domains: tuple[str, ...] = tuple(facts["domains"])
-        self.shards: tuple[Shard, ...] = tuple(Shard(**shard) for shard in facts["shards"])
-        self.index_hash: str = facts["index_hash"]
-        if self.index_hash != index_hash(self.shards):
-            raise ValueError(
-                f"{self.folder / SOURCE_FILE}: index_hash does not match its shards; write the source again"
-            )
-        for shard in self.shards:
-            for path in (self.folder / shard.file, (self.folder / shard.file).with_suffix(".idx")):
-                if not path.is_file():
-                    raise ValueError(f"{path} is missing, but {SOURCE_FILE} names it; write or copy the source again")
+    folder: where the tars lie. max_open: shards that stay open; None is plenty for local ones, whose maps need no
+    descriptors, and asks the limits of the process for remote ones. lot: consecutive samples that are fetched together
+    from a remote store; 0 = stretches of 4 MiB.
+    facts, index_folder, meaning: of foreign tars only; see foreign.py.
+
+    It can be pickled (what is open stays behind) and read from several threads.
+    """
+
+    def __init__(
+        self,
+        folder: Folder | Path | str,
+        *,
+        max_open: int | None = None,
+        lot: int = 0,
+        facts: SourceFacts | None = None,
+        index_folder: Folder | None = None,
+        meaning: Meaning | None = None,
+    ) -> None:
+        self.storage: Folder = Storage().folder(folder) if isinstance(folder, (Path, str)) else folder
+        self.location = self.storage.location
+        """The folder's path or URL, for messages."""
+        self.max_open = max_open or open_limit(self.storage.is_local)
+        self.lot = lot
+        facts = facts or _read_facts(self.storage)
+        self.name = facts.name
+        self.licence = facts.licence
+        self.domains = facts.domains
+        self.shards = facts.shards
+        self.index_hash = facts.index_hash
+        self.made_by = facts.made_by
+        self._index_folder: Folder = index_folder or self.storage
+        self._meaning = meaning
         self._ends = list(accumulate(shard.samples for shard in self.shards))
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._len = self._ends[-1] if self._ends else 0
+        self._reset()
+
+    @property
+    def folder(self) -> Path:
+        """The local folder; ValueError for a remote one."""
+        if not self.storage.is_local:
+            raise ValueError(f"{self.location} is no local folder; copy the source here first")
+        return Path(self.location)
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self._len
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[number] for number in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
 
     def __getitem__(self, number: int) -> Sample:
-        """The sample, pictures still encoded; DamagedSampleError where the shard does not hold it whole."""
-        shard, local = self.locate(number)
-        opened = self._opened(shard)
-        start, size, json_crc32, num_members, _, _ = RECORD.unpack_from(opened.records, local * RECORD.size)
-        if start + size > len(opened.data):
-            raise self._damage(shard, local, f"needs bytes up to {start + size}, the file ends before", Reason.CUT)
+        """The sample, its pictures still encoded and copied out of the map: safe to keep and to pickle.
+
+        DamagedSampleError where the shard does not hold it whole.
+        """
+        return self._read(number, bytes)
+
+    def view(self, number: int) -> Sample:
+        """The sample, its pictures slices of the map: nothing but their first bytes is read before it is used."""
+        return self._read(number, _as_it_is)
+
+    def _read(self, number: int, take: Take) -> Sample:
+        """One sample; `take` makes its pictures of slices of the map."""
+        shard = bisect_right(self._ends, number)
+        if not 0 <= number < self._len:
+            raise IndexError(f"sample {number} of {self.location}, which has {len(self)}")
+        opened = self._open.get(shard) or self._open_shard(shard)
+        local = number - opened.first
+        if not opened.records.checked[local // BLOCK] and not opened.records.check(local // BLOCK):
+            raise self._damage(opened, local, "the index of its stretch is not what was written", Reason.STRUCTURE)
+        offset, size, text_at, text_size, crc32, image_at, image_size, _, _, image, _, flags, key_size = (
+            RECORD.unpack_from(opened.records.data, local * RECORD.size)
+        )
+        data, start = (opened.data, offset) if opened.data is not None else (opened.fetch(local), 0)
+        if start + size > len(data):
+            raise self._damage(opened, local, f"needs bytes up to {offset + size}, the file ends before", Reason.CUT)
+        head = bytes(data[start : start + text_at + text_size])
+        if flags != SIMPLE or zlib.crc32(head) != crc32:
+            return self._other(opened, local, data[start : start + size], take)
+        key = head[:key_size].decode("ascii", "replace")
         try:
-            members = list(parse_members(opened.data, start, start + size))
-        except TarError as error:
-            raise self._damage(shard, local, error.problem, Reason.STRUCTURE) from error
-        keys = {member.key for member in members}
-        parts = {member.extension: opened.data[member.start : member.start + member.size] for member in members}
-        if len(keys) != 1 or len(parts) != len(members) or len(parts) != num_members:
-            found = sorted(f"{member.key}.{member.extension}" for member in members)
-            raise self._damage(shard, local, f"holds {found}, not one sample's members", Reason.STRUCTURE)
-        if zlib.crc32(parts.get("json", b"")) != json_crc32:
-            raise self._damage(shard, local, "the JSON member is not what was written", Reason.RECORD)
-        return from_members(keys.pop(), parts)
+            if not image:
+                return from_parts(key, head[text_at:], "", None)
+            start += image_at
+            return from_parts(key, head[text_at:], IMAGES[image], take(data[start : start + image_size]))
+        except DamagedSampleError as error:
+            raise self._damage(opened, local, error.problem, error.reason) from error
 
     def locate(self, number: int) -> tuple[int, int]:
         """Shard number and place in it of a sample."""
         if not 0 <= number < len(self):
-            raise IndexError(f"sample {number} of {self.folder}, which has {len(self)}")
+            raise IndexError(f"sample {number} of {self.location}, which has {len(self)}")
         shard = bisect_right(self._ends, number)
-        return shard, number - (self._ends[shard] - self.shards[shard].samples)
+        return shard, number - self.first_of(shard)
 
     def first_of(self, shard: int) -> int:
         """The number of a shard's first sample."""
         return self._ends[shard] - self.shards[shard].samples
 
+    def where(self, shard: int) -> str:
+        """Path or URL of a shard, for messages."""
+        return f"{self.location.rstrip('/')}/{self.shards[shard].file}"
+
     def key(self, number: int) -> str:
         """The key of a sample, without reading the sample."""
         shard, local = self.locate(number)
-        return key_at(self._beside(shard, ".keys"), self.shards[shard].samples, local)
+        return (self._open.get(shard) or self._open_shard(shard)).keys.key(local)
 
     def keys(self) -> Iterator[str]:
         """Every key, in order."""
+        for shard in range(len(self.shards)):
+            yield from self._opened(shard).keys
+
+    def places(self, only: int | None = None) -> Iterator[tuple[Shard, Place]]:
+        """Every record of the index (of one shard, with `only`) with its shard, in order; no tar is read."""
         for shard, facts in enumerate(self.shards):
-            for key, _ in read_keys(self._beside(shard, ".keys"), facts.samples):
-                yield key
+            if only not in (None, shard):
+                continue
+            records = self._opened(shard).records
+            for local in range(facts.samples):
+                yield facts, records.place(local)
 
     def verify(self) -> list[str]:
-        """Compare every byte with the sha256 of when it was written; one line for each sample that differs."""
+        """Compare every byte with the sha256 of when it was written or indexed; one line for each that differs."""
+        return [line for shard in range(len(self.shards)) for line in self.verify_shard(shard)]
+
+    def verify_shard(self, shard: int) -> list[str]:
+        """The same for one shard: its index, its keys, its samples, in order."""
+        opened, facts = self._opened(shard), self.shards[shard]
         problems = []
-        for shard, facts in enumerate(self.shards):
-            opened = self._opened(shard)
-            for local, (key, expected) in enumerate(read_keys(self._beside(shard, ".keys"), facts.samples)):
-                start, size = RECORD.unpack_from(opened.records, local * RECORD.size)[:2]
-                if sha256(opened.data[start : start + size]).digest() != expected:
-                    problems.append(f"{self.folder / facts.file}: sample {key} differs from what was written")
+        if opened.keys.sha256() != facts.keys_sha256:
+            problems.append(f"{self.where(shard)}: its keys file differs from what was written")
+        for local in range(facts.samples):
+            if not local % BLOCK:
+                opened.records.check(local // BLOCK)
+            if not opened.records.checked[local // BLOCK]:
+                problems.append(f"{self.where(shard)}: sample {opened.keys.key(local)} has another index record")
+                continue
+            place = opened.records.place(local)
+            if place.flags & DAMAGED:
+                key, _, problem = opened.keys.name(local).partition("\0")
+                problems.append(f"{self.where(shard)}: sample {key}: {problem}")
+            elif sha256(opened.slice(local)).digest() != opened.keys.digest(local):
+                problems.append(f"{self.where(shard)}: sample {opened.keys.key(local)} differs from what was written")
         return problems
 
-    def _opened(self, shard: int) -> _OpenShard:
-        opened = self._open.get(shard)
-        if opened is not None:
-            self._open.move_to_end(shard)
-            return opened
+    def _other(self, opened: OpenShard, local: int, whole: memoryview, take: Take) -> Sample:
+        """Any sample but the common one: of several images, of a foreign tar, or with something wrong."""
+        place = opened.records.place(local)
+        try:
+            sample = (self._foreign if place.flags & FOREIGN else _parsed)(opened, local, place, whole)
+        except DamagedSampleError as error:
+            raise self._damage(opened, local, error.problem, error.reason) from error
+        return sample if take is _as_it_is else replace(sample, images=tuple([bytes(image) for image in sample.images]))
+
+    def _foreign(self, opened: OpenShard, local: int, place: Place, whole: memoryview) -> Sample:
+        """A sample of a foreign tar, or the damage that was found there."""
+        key, _, problem = opened.keys.name(local).partition("\0")
+        if place.flags & DAMAGED:
+            raise DamagedSampleError(key, problem, Reason(place.members))
+        text = whole[place.text_at : place.text_at + place.text_size]
+        if zlib.crc32(text) != place.crc32:
+            raise DamagedSampleError(key, "the text is not what was indexed", Reason.RECORD)
+        assert self._meaning is not None, "only foreign.py makes such records, and it says what they mean"
+        if not place.flags & SIMPLE:
+            return self._meaning.parsed(key, whole)
+        image = whole[place.image_at : place.image_at + place.image_size] if place.image else None
+        return self._meaning.sample(key, TEXTS[place.text], text, IMAGES[place.image], image)
+
+    def _opened(self, shard: int) -> OpenShard:
+        return self._open.get(shard) or self._open_shard(shard)
+
+    def _open_shard(self, shard: int) -> OpenShard:
+        """Map a shard; the one that was opened first is let go (draws are random: no better rule exists)."""
         facts = self.shards[shard]
-        index = self._beside(shard, ".idx")
-        records = map_records(index, facts.samples)
-        if sha256(records).hexdigest() != facts.index_sha256:
-            raise ValueError(f"{index} is not the index that {SOURCE_FILE} names; write the source again")
-        self._open[shard] = opened = _OpenShard(map_file(self.folder / facts.file), records)
+        if self._meaning is not None:
+            self._meaning.check(self.storage, facts)
+        try:
+            opened = self._new(shard, facts)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) or not self._open:
+                raise
+            self._open.clear()  # too many files or maps in the process: let ours go and try once more
+            opened = self._new(shard, facts)
+        # No lock: a second thread that opens the same shard costs a map, a lock held at a fork would never be free.
+        self._open[shard] = opened
         while len(self._open) > self.max_open:
             self._open.popitem(last=False)
         return opened
 
-    def _beside(self, shard: int, suffix: str) -> Path:
-        return (self.folder / self.shards[shard].file).with_suffix(suffix)
+    def _new(self, shard: int, facts: Shard) -> OpenShard:
+        first = self.first_of(shard)
+        return OpenShard(self.storage, self._index_folder, facts, number=shard, first=first, lot=self.lot)
 
-    def _damage(self, shard: int, local: int, problem: str, reason: Reason) -> DamagedSampleError:
-        number = self.first_of(shard) + local
-        return DamagedSampleError(self.key(number), f"{self.folder / self.shards[shard].file}: {problem}", reason)
+    def _damage(self, opened: OpenShard, local: int, problem: str, reason: Reason) -> DamagedSampleError:
+        where = self.where(opened.number)
+        try:
+            key = opened.keys.key(local)
+        except StorageError:
+            raise  # an outage is no damage
+        except ValueError as error:
+            key, problem = f"number {opened.first + local}", f"{problem} ({error})"
+        return DamagedSampleError(key, f"{where}: {problem}", reason)
+
+    def _reset(self) -> None:
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
 
 def read_source(folder: Path | str) -> ShardSet:
-    """Open a finished source; ValueError says what is missing and what to do."""
+    """Open a finished source of our own; ValueError says what is missing and what to do."""
     return ShardSet(folder)
+
+
+def open_source(
+    path: str | Path,
+    *,
+    storage: Storage | None = None,
+    format: str = "bestiary",
+    name: str | None = None,
+    domain: str | None = None,
+    lot: int = 0,
+) -> ShardSet:
+    """Open a source, wherever it lies and whoever wrote it.
+
+    path: a folder or URL with source.json (written by us); or somebody's WebDataset tars: a local folder of them, one
+        tar, or a pattern as `https://host/set/part-{00000..00099}.tar` (a URL has no listing, so it needs the pattern).
+    format: what the members of somebody's tars mean: bestiary (our own records), caption, llava; see foreign.py.
+    name, domain: `source` and `domain` of samples that do not say so themselves.
+    lot: samples that are drawn together; 1 also where the cache holds the source, which is then fetched in stretches.
+    """
+    storage = storage or Storage()
+    shards = _open(str(path), storage, format=format, name=name, domain=domain, lot=lot)
+    if lot == 1 and sum(shard.bytes for shard in shards.shards) <= storage.cache_bytes // 2:
+        shards.lot = 0
+    return shards
+
+
+def _open(
+    text: str, storage: Storage, *, format: str, name: str | None, domain: str | None, lot: int
+) -> ShardSet:
+    if "{" not in text and not text.partition("?")[0].endswith(".tar"):
+        folder = storage.folder(text)
+        if folder.exists(SOURCE_FILE):
+            if format != "bestiary":
+                raise ValueError(f"{folder.location} was written by us: leave out format={format!r}")
+            return ShardSet(folder, lot=lot)
+        if not folder.is_local:
+            raise FileNotFoundError(
+                f"{folder.location} holds no source.json; for tars of others name them: "
+                f"{folder.location.rstrip('/')}/name-{{00000..00099}}.tar"
+            )
+        if not Path(folder.location).is_dir():
+            raise FileNotFoundError(f"source folder {folder.location} does not exist")
+    from data_modules.foreign import open_foreign  # it stands on this module
+
+    return open_foreign(text, storage=storage, format=format, name=name, domain=domain, lot=lot)
 
 
 def write_samples(
@@ -166,20 +348,42 @@ def write_samples(
     return ShardSet(folder)
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
-    path = folder / SOURCE_FILE
-    if not path.is_file():
-        state = "is not finished (no source.json); write it again" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(f"source folder {folder} {state}")
+def _as_it_is(image: memoryview) -> memoryview:
+    return image
+
+
+def _parsed(opened: OpenShard, local: int, place: Place, whole: memoryview) -> Sample:
+    """A sample of our own whose headers must be read."""
+    key = str(local)  # of messages only: the caller knows the name
     try:
-        facts = json.loads(path.read_bytes())
-        if facts["format"] != FORMAT:
-            raise ValueError(f"format {facts['format']!r}, expected {FORMAT!r}")
-        for shard in facts["shards"]:
-            if Path(shard["file"]).name != shard["file"] or not shard["file"].endswith(".tar"):
-                raise ValueError(f"shard {shard['file']!r} is not a plain .tar file name")
-            if not isinstance(shard["samples"], int) or shard["samples"] < 1:
-                raise ValueError(f"shard {shard['file']!r} has {shard['samples']!r} samples")
-        return {name: facts[name] for name in ("name", "licence", "domains", "shards", "index_hash")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); write the source again") from error
+        members = list(parse_members(whole, 0, len(whole)))
+    except TarError as error:
+        raise DamagedSampleError(key, error.problem, Reason.STRUCTURE) from error
+    keys = {member.key for member in members}
+    parts = {member.extension: whole[member.start : member.start + member.size] for member in members}
+    if len(keys) != 1 or len(parts) != len(members) or len(parts) != place.members:
+        found = sorted(f"{member.key}.{member.extension}" for member in members)
+        raise DamagedSampleError(key, f"holds {found}, not one sample's members", Reason.STRUCTURE)
+    if zlib.crc32(whole[: place.text_at + place.text_size]) != place.crc32:
+        raise DamagedSampleError(key, "the JSON member is not what was written", Reason.RECORD)
+    return from_members(keys.pop(), parts)
+
+
+def _read_facts(folder: Folder) -> SourceFacts:
+    """source.json, and that the folder holds what it names (without asking for every file)."""
+    try:
+        facts = parse_facts(folder.read(SOURCE_FILE), f"{folder.location.rstrip('/')}/{SOURCE_FILE}")
+    except NotThereError as error:
+        is_there = not folder.is_local or Path(folder.location).is_dir()
+        state = "is not finished (no source.json); write it again" if is_there else "does not exist"
+        raise FileNotFoundError(f"source folder {folder.location} {state}") from error
+    if folder.is_local:
+        present = set(folder.list())
+        for shard in facts.shards:
+            for name in (shard.file, f"{shard.file.removesuffix('.tar')}.idx"):
+                if name not in present:
+                    raise ValueError(
+                        f"{Path(folder.location) / name} is missing or not a regular file, but {SOURCE_FILE} names it; "
+                        "write or copy the source again"
+                    )
+    return facts

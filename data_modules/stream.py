@@ -13,33 +13,51 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from bestiary.schema import Batch, Example, Processor
+from bestiary.schema import Batch, Processor
 from data_modules.collate import collate_rows
-from data_modules.fingerprint import differences, fingerprint, losses
+from data_modules.decoding import Row, rows_of
+from data_modules.fingerprint import fingerprint, losses
 from data_modules.lanes import LaneState, lanes_of
-from data_modules.rows import LaneReader, Plan, Rules
+from data_modules.planning import plan_mix
+from data_modules.rows import Plan, Rules, read_lanes
+from data_modules.sampling import SampleReader
+from data_modules.skiplist import resolve_skip_list
 from data_modules.sources import SourceSpec, StreamError, parse_sources
+from data_modules.storage import Storage, StorageError
+from data_modules.surgery import Resumed, resume
 
-Row = tuple[list[Example], bytes]
 _ALIGNMENT = 64
 
 
 class Stream:
     """The endless sequence of global batches over a mix; `loader` gives one rank's part of it.
 
-    sources: name -> {path, weight, domain, split, licence} or SourceSpec. rules: what shapes the rows.
+    sources: name -> the fields of SourceSpec but its name, or a SourceSpec. rules: what shapes the rows.
+    skip: file of samples that are never drawn (skiplist.py). storage: where remote shards are kept; None = the default.
+    max_steps: length of the run; only `max_epochs` of a source needs it.
     """
 
     def __init__(
-        self, sources: Mapping[str, Mapping[str, Any] | SourceSpec], processor: Processor, rules: Rules
+        self,
+        sources: Mapping[str, Mapping[str, Any] | SourceSpec],
+        processor: Processor,
+        rules: Rules,
+        *,
+        skip: Path | str | None = None,
+        storage: Storage | None = None,
+        max_steps: int | None = None,
     ) -> None:
         self.specs = parse_sources(sources)
-        self.plan = Plan([(spec.name, spec.open(), spec.weight) for spec in self.specs], processor, rules)
+        storage = storage or Storage()
+        opened = [spec.open(storage, chunk=rules.chunk) for spec in self.specs]
+        skipped = resolve_skip_list(skip, [spec.name for spec in self.specs], opened) if skip else {}
+        self.plan = plan_mix(self.specs, opened, processor, rules, max_steps=max_steps, skipped=skipped)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything the sequence depends on, as plain JSON."""
@@ -49,19 +67,18 @@ class Stream:
         """The states of all lanes before step 0."""
         return {lane: self.plan.first_state(lane).to_bytes() for lane in range(self.plan.rules.num_lanes)}
 
+    def resume(
+        self, states: Mapping[int, bytes], saved_fingerprint: Mapping[str, Any], on_change: str = "refuse"
+    ) -> Resumed:
+        """Where to go on after `states` (lane -> bytes, of every lane); StreamError when they do not belong here.
+
+        on_change: what to do where the stream is not the one that was saved, see `surgery.resume`.
+        """
+        return resume(states, saved_fingerprint, self.plan, on_change)
+
     def check_states(self, states: Mapping[int, bytes], saved_fingerprint: Mapping[str, Any]) -> int:
-        """The step that follows `states` (lane -> bytes, of every lane); StreamError when they do not belong here."""
-        changed = differences(saved_fingerprint, self.fingerprint())
-        if changed:
-            raise StreamError("the stream is not the one that was saved; changed: " + "; ".join(changed))
-        num_lanes = self.plan.rules.num_lanes
-        lanes = {lane: LaneState.from_bytes(state) for lane, state in states.items()}
-        if sorted(lanes) != list(range(num_lanes)) or any(lane != state.lane for lane, state in lanes.items()):
-            raise StreamError(f"states of lanes {sorted(lanes)}; one each of 0..{num_lanes - 1} is needed")
-        steps = {state.rows for state in lanes.values()}
-        if len(steps) != 1:
-            raise StreamError(f"states of different steps {sorted(steps)}; save all lanes after the same step")
-        return steps.pop()
+        """The step that follows `states`; StreamError when they do not belong to exactly this stream."""
+        return self.resume(states, saved_fingerprint).step
 
     def loader(
         self, lanes: range, *, states: Mapping[int, bytes] | None = None, micro_batch: int = 0, num_workers: int = 0
@@ -69,7 +86,17 @@ class Stream:
         """The part of a rank. states: lane -> bytes, of these lanes at least; None starts at step 0."""
         states = self.first_states() if states is None else states
         chosen = [states[lane] for lane in lanes]
-        return StreamLoader(_LaneDataset(self.plan, chosen), micro_batch, min(num_workers, len(lanes)))
+        return StreamLoader(_LaneDataset(self.plan, chosen, num_workers), micro_batch)
+
+    def samples(self, lanes: range | None = None, *, states: Mapping[int, bytes] | None = None) -> SampleReader:
+        """The undecoded samples of some lanes (None = all), one of each a step: see `SampleReader`.
+
+        Order, mix, skip list and damage are those of rows without packing; budgets do not apply. Pictures are slices of
+        mapped shards. states: lane -> bytes, as `loader` takes them.
+        """
+        chosen = range(self.plan.rules.num_lanes) if lanes is None else lanes
+        states = self.first_states() if states is None else states
+        return SampleReader(self.plan, [states[lane] for lane in chosen])
 
     def losses(self, states: Iterable[bytes]) -> list[str]:
         """What was left out so far: one line for each shard and reason."""
@@ -82,10 +109,10 @@ class StreamLoader:
     Iterating again starts again at the states it was made with.
     """
 
-    def __init__(self, dataset: _LaneDataset, micro_batch: int, num_workers: int) -> None:
+    def __init__(self, dataset: _LaneDataset, micro_batch: int) -> None:
         self._dataset = dataset
         self._micro_batch = micro_batch
-        self._num_workers = num_workers
+        self.num_processes = min(dataset.num_workers, len(dataset.states))
 
     def __iter__(self) -> Iterator[list[Batch]]:
         first = [LaneState.from_bytes(state) for state in self._dataset.states]
@@ -106,13 +133,13 @@ class StreamLoader:
 
     def _steps(self) -> Iterator[list[Row]]:
         """All rows of this rank, step by step."""
-        if not self._num_workers:
-            yield from self._dataset.steps(0, 1)
+        if not self.num_processes:
+            yield from self._dataset.steps(0, 1, threads=1)
             return
         loader = DataLoader(
             self._dataset,
             batch_size=None,
-            num_workers=self._num_workers,
+            num_workers=self.num_processes,
             collate_fn=_identity,
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # or every new iterator would draw from the global generator of the model
@@ -123,9 +150,9 @@ class StreamLoader:
         try:
             while True:
                 rows: list[Row] = []
-                for _ in range(self._num_workers):
+                for _ in range(self.num_processes):
                     item = next(items)
-                    if isinstance(item, StreamError):
+                    if isinstance(item, Exception):
                         raise item
                     rows += _unpack(item)
                 yield rows
@@ -136,27 +163,30 @@ class StreamLoader:
 
 
 class _LaneDataset(IterableDataset[Any]):
-    """What travels into a worker: the plan and the states of this rank's lanes."""
+    """What travels into a worker: the plan and the states of this rank's lanes.
 
-    def __init__(self, plan: Plan, states: Sequence[bytes]) -> None:
+    num_workers: as asked for. A process needs a lane of its own; those beyond the lanes become threads of the others.
+    """
+
+    def __init__(self, plan: Plan, states: Sequence[bytes], num_workers: int) -> None:
         super().__init__()
         self.plan = plan
         self.states = list(states)
+        self.num_workers = num_workers
 
-    def steps(self, part: int, parts: int) -> Iterator[list[Row]]:
+    def steps(self, part: int, parts: int, *, threads: int) -> Iterator[list[Row]]:
         """The rows of one worker's lanes, step by step, for ever."""
         mine = lanes_of(part, parts, range(len(self.states)))
-        readers = [LaneReader(self.plan, LaneState.from_bytes(self.states[number])) for number in mine]
-        while True:
-            yield [reader.next_row() for reader in readers]
+        return rows_of(read_lanes(self.plan, [self.states[number] for number in mine]), threads)
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         assert worker is not None, "only worker processes iterate the dataset; the main process calls steps()"
+        threads = len(range(worker.id, self.num_workers, worker.num_workers))
         try:
-            for rows in self.steps(worker.id, worker.num_workers):
+            for rows in self.steps(worker.id, worker.num_workers, threads=threads):
                 yield _pack(rows)
-        except StreamError as error:
+        except (StreamError, StorageError) as error:
             yield error  # torch would wrap it into a page of traceback
 
 

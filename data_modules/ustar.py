@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -77,7 +76,10 @@ def parse_members(data: memoryview, start: int, stop: int) -> Iterator[Member]:
             raise TarError(f"no tar header at byte {at}")
         if head[156:157] not in _PLAIN:
             raise TarError(f"member at byte {at} has type {head[156:157]!r}; a shard holds plain files only")
-        size = _octal(head[124:136], at)
+        try:
+            size = octal(head[124:136])
+        except TarError as error:
+            raise TarError(f"header at byte {at}: {error.problem}") from error
         if at + BLOCK + size > stop:
             raise TarError(f"member at byte {at} announces {size} bytes, more than its sample has")
         key, extension = split_name(head)
@@ -96,15 +98,9 @@ def split_name(head: bytes) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def file_size(path: Path) -> int:
-    """Bytes of a regular file; refuses links and devices."""
-    if path.is_symlink() or not path.is_file():
-        raise ValueError(f"{path} is not a regular file; copy the shard here")
-    return path.stat().st_size
-
-
-def _octal(field: bytes, at: int) -> int:
+def octal(field: bytes) -> int:
+    """The number in a header's field; TarError for anything but octal digits."""
     digits = field.strip(b" \0")
     if not digits.isdigit() or b"8" in digits or b"9" in digits:
-        raise TarError(f"header at byte {at} holds {field!r} where an octal number belongs")
+        raise TarError(f"{field!r} stands where an octal number belongs")
     return int(digits, 8)

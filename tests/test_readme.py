@@ -13,10 +13,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "experiments").glob("*/README.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "data_modules/README.md",
+    *sorted((ROOT / "experiments").glob("*/README.md")),
+]
 BY_CI = {"make setup", "make demo", "make test", "make check"}
-LONG = {"make demo-assets"}
-"""Takes about an hour; tests/test_demo_assets.py runs its steps at a tiny size."""
+LONG = {"make demo-assets", "make bench"}
+"""Take long; tests/test_demo_assets.py and tests/test_throughput.py run their steps at a tiny size."""
 
 
 def commands() -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,20 @@ from typing import Any
 
 import pytest
 
+from bestiary.cli import main as bestiary
+from bestiary.training.run_dir import RunDir
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 TIMES = ("step_s", "wait_s", "tokens_per_s", "mfu")
+SHORT = (
+    "logger=csv",
+    "stage.max_steps=8",
+    "stage.checkpoint_every=4",
+    "stage.eval_at_start=false",
+    "suite.regions.max_samples=2",
+)
+"""A run that is only to be looked at."""
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +88,7 @@ def test_a_killed_run_resumes_bit_for_bit_and_a_stopped_one_says_so(data: list[s
     process.communicate()
     finish(*base, f"resume={killed}")
     assert metrics(killed) == metrics(tmp_path / "whole")
+    assert RunDir(killed).samples.read() == RunDir(tmp_path / "whole").samples.read()
 
     stopped = tmp_path / "stopped"
     process = start(*base, f"run_dir={stopped}")
@@ -87,6 +100,7 @@ def test_a_killed_run_resumes_bit_for_bit_and_a_stopped_one_says_so(data: list[s
     assert status["state"] == "interrupted" and status["step"] >= 6
     finish(*base, f"resume={stopped}")
     assert metrics(stopped) == metrics(tmp_path / "whole")
+    assert RunDir(stopped).samples.read() == RunDir(tmp_path / "whole").samples.read()
     assert json.loads((stopped / "status.json").read_text())["state"] == "finished"
 
 
@@ -98,6 +112,7 @@ def test_a_run_directory_is_complete_and_its_scores_can_be_had_again(data: list[
         "config.resolved.yaml",
         "environment.json",
         "metrics.jsonl",
+        "mix.json",
         "samples.jsonl.zst",
         "status.json",
     ]
@@ -125,6 +140,72 @@ def test_stage_2_takes_a_stage_1_run_as_parent_and_refuses_the_wrong_ones(data: 
     tokenizer = ROOT / "tests/goldens/sphinxv/model/tokenizer.model"
     wrong = finish(*second, f"model.processor.tokenizer={tokenizer}", f"run_dir={tmp_path}/z", code=1)
     assert "token ids" in wrong
+
+
+@pytest.fixture(scope="session")
+def short_run(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of eight steps; tests go on with copies of it from step 4."""
+    run = tmp_path_factory.mktemp("short") / "run"
+    finish("experiment=sphinxv_stage2", *data, *SHORT, f"run_dir={run}")
+    return run
+
+
+def copy_at_step_4(run: Path, to: Path) -> Path:
+    """The run as if it had been killed before its last checkpoint."""
+    shutil.copytree(run, to, symlinks=True)
+    shutil.rmtree(to / "checkpoints" / "step-000008")
+    return to
+
+
+def go_on(data: list[str], run: Path, *overrides: str, code: int = 0) -> str:
+    """Resume a short run."""
+    return finish("experiment=sphinxv_stage2", *data, *SHORT, f"resume={run}", *overrides, code=code)
+
+
+def keys_by_step(run: Path) -> dict[int, list[tuple[str, str]]]:
+    return {flight.step: [(s.source, s.key) for s in flight.samples] for flight in RunDir(run).samples.read()}
+
+
+def test_the_mix_is_changed_at_a_resume_only_when_that_is_asked_for(
+    data: list[str], short_run: Path, tmp_path: Path
+) -> None:
+    run = copy_at_step_4(short_run, tmp_path / "run")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    change = ["data.sources.natural_stage2.weight=3", "~data.sources.multi_panel_stage2"]
+    assert "stream.on_change=remix" in go_on(data, run, *change, code=1).splitlines()[-1]
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+    output = go_on(data, run, *change, "stream.on_change=remix")
+    assert "kept     natural_stage2: share 25.00% -> 60.00%" in output and "removed  multi_panel_stage2" in output
+    assert "data.sources" not in "".join(line for line in output.splitlines() if "and is now" in line)
+    (record,) = RunDir(run).changes.read()
+    assert record["step"] == 4 and any("natural_stage2" in line for line in record["lines"])
+    mix = json.loads((run / "mix.json").read_text())
+    assert (mix["from_step"], mix["to_step"]) == (4, 8) and "multi_panel_stage2" not in mix["sources"]
+    assert mix["sources"]["natural_stage2"]["asked"]["weight"] == 3
+    assert mix["sources"]["natural_stage2"]["resolved"] == 0.6
+    seen = keys_by_step(run)
+    assert sorted(seen) == list(range(1, 9)) and [line["step"] for line in metrics(run)] == list(range(1, 9))
+    assert all(seen[step] == keys_by_step(short_run)[step] for step in range(1, 5))
+    assert "multi_panel_stage2" not in {source for step in range(5, 9) for source, _ in seen[step]}
+    natural = [key for step in seen for source, key in seen[step] if source == "natural_stage2"]
+    assert len(natural) == len(set(natural)), "an epoch has more samples than these steps draw"
+
+
+def test_samples_chosen_from_the_record_are_skipped_after_a_resume(
+    data: list[str], short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy_at_step_4(short_run, tmp_path / "run")
+    assert bestiary(["runs", "explain", str(short_run), "--steps", "5:8", "--as-skip-list", "--above", "0"]) == 0
+    listed = capsys.readouterr().out
+    skipped = [tuple(line.split("\t")) for line in listed.splitlines()][::3]
+    (tmp_path / "skip.tsv").write_text("".join(f"{source}\t{key}\n" for source, key in skipped))
+    output = go_on(data, run, f"data.skip={tmp_path}/skip.tsv")
+    assert "skip list:" in output
+    seen = keys_by_step(run)
+    assert sorted(seen) == list(range(1, 9)) and all(seen[s] == keys_by_step(short_run)[s] for s in range(1, 5))
+    later = {pair for step in range(5, 9) for pair in seen[step]}
+    assert skipped and not later & set(skipped)
 
 
 def test_a_sweep_runs_two_jobs_in_directories_of_their_own_and_one_wandb_group(data: list[str], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from bestiary.schema import Sample
-from data_modules.index import SOURCE_FILE
+from data_modules.index import FORMAT, SOURCE_FILE
 from data_modules.writer import ShardWriter, write_atomically
 
 from .assets import FOLDER, Split
@@ -158,7 +158,14 @@ def _code_and_assets() -> str:
 
 def fingerprint(source: str, seed: int, count: int) -> str:
     """Hash of everything that shapes the bytes of a source."""
-    facts = {"source": source, "seed": seed, "count": count, "look": asdict(LOOK), "made_by": _code_and_assets()}
+    facts = {
+        "source": source,
+        "seed": seed,
+        "count": count,
+        "look": asdict(LOOK),
+        "made_by": _code_and_assets(),
+        "format": FORMAT,
+    }
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,14 +1,15 @@
-"""The console script `bestiary`: look at runs, ask a trained model, check shards, make the embedded data."""
+"""The console script `bestiary`: look at runs, ask a trained model, write and check shards, make the data."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bestiary.cli_runs import add_runs
+from bestiary.cli_shards import add_shards
 from bestiary.schema import Region
 
 
@@ -28,9 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bestiary", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    runs = commands.add_parser("runs", help="list the runs below a folder, newest last")
-    runs.add_argument("--root", type=Path, default=Path("runs"))
-    runs.set_defaults(act=_runs)
+    add_runs(commands)
 
     ask = commands.add_parser("ask", help="ask a trained run about a picture and its marked regions")
     ask.add_argument("run", type=Path, help="run directory")
@@ -41,29 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--max-new-tokens", type=int, default=128)
     ask.set_defaults(act=_ask)
 
-    check = commands.add_parser("check", help="verify the shards of a source against their checksums")
-    check.add_argument("folder", type=Path, nargs="+")
-    check.set_defaults(act=_check)
+    add_shards(commands)
 
     data = commands.add_parser("data", help="make the embedded data")
     data.add_argument("--root", type=Path, default=Path(".cache/data/embedded"))
     data.add_argument("--seed", type=int, default=0)
     data.set_defaults(act=_data)
     return parser
-
-
-def _runs(args: argparse.Namespace) -> None:
-    found = sorted(args.root.glob("**/status.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ValueError(f"no run below {args.root}; start one with python train.py experiment=sphinxv_stage2")
-    for path in found:
-        status = json.loads(path.read_text(encoding="utf-8"))
-        scores = [
-            f"{report.parent.name} {json.loads(report.read_text(encoding='utf-8'))['metrics']['accuracy']['value']:.3f}"
-            for report in sorted(path.parent.glob("eval/*/report.json"))
-        ]
-        line = f"{status['state']:<12} {status['stage']:<16} {status['step']:>7} steps  {path.parent}"
-        sys.stdout.write("  ".join([line, *scores]) + "\n")
 
 
 def _ask(args: argparse.Namespace) -> None:
@@ -94,15 +77,6 @@ def regions_of(points: Sequence[str], boxes: Sequence[str], *, width: int, heigh
         coords = tuple(n / (height if i % 2 else width) for i, n in enumerate(numbers))
         regions.append(Region("point" if size == 2 else "box", coords, len(regions) + 1))
     return regions
-
-
-def _check(args: argparse.Namespace) -> None:
-    from data_modules.shards import read_source
-
-    problems = [f"{folder}: {line}" for folder in args.folder for line in read_source(folder).verify()]
-    if problems:
-        raise ValueError("; ".join(problems))
-    sys.stdout.write(f"{len(args.folder)} sources are whole\n")
 
 
 def _data(args: argparse.Namespace) -> None:

@@ -75,7 +75,22 @@ class Source:
     path: str = MISSING
     """Folder of shards, relative to `data.root` unless absolute."""
     domain: str = MISSING
-    weight: float = 1.0
+    weight: float | None = None
+    """Share on any scale; 0 leaves the source out. At most one of weight, count, repeat; none of them = weight 1."""
+    count: float | None = None
+    """Share as a number of samples: drawn so many times for every `count` of the others."""
+    repeat: float | None = None
+    """Share as passes: proportional to repeat times the number of samples."""
+    max_epochs: float | None = None
+    """The share is cut so that at most so many passes are expected over `stage.max_steps`."""
+    schedule: list[Any] = field(default_factory=list)
+    """[step, weight] points: linear in between, constant before and after; empty = a constant share."""
+    loss_weight: float = 1.0
+    """Factor on the loss of every token of this source."""
+    format: str = "bestiary"
+    """bestiary | caption | llava: what the members of a foreign tar mean."""
+    chunk: int | None = None
+    """Consecutive samples that stay together; null = `data.chunk`."""
     licence: str = ""
     origin: str = ""
     """Where the annotations and pictures are published."""
@@ -101,9 +116,28 @@ class Data:
     too_long: str = "error"
     """error | skip | truncate_text"""
     num_workers: int = 0
+    """Processes that decode; more of them than a rank has lanes become threads of its processes."""
     bad_budget: float = 0.01
     """Share of damaged samples beyond which the run stops."""
     augment: bool = True
+    unit: str = "samples"
+    """samples | tokens | target_tokens: what the shares of the mix are shares of."""
+    temperature: float = 1.0
+    """Shares are raised to 1/temperature: 1 leaves them, large values make them equal."""
+    skip: str | None = None
+    """A file of `source<tab>key` lines: samples that are never drawn."""
+    cache_root: str | None = None
+    """Folder of what is fetched from URLs; null = `.remote` below `data.root`."""
+    cache_gb: float = 20.0
+    """Gibibytes the cache may hold; the least recently used goes first."""
+
+
+@dataclass
+class StreamPolicy:
+    """What a resume does when the stream is not the one that was saved."""
+
+    on_change: str = "refuse"
+    """refuse | remix (sources added, removed, reweighted; what is unchanged goes on) | restart (begin the data again)"""
 
 
 @dataclass
@@ -155,6 +189,7 @@ class Run:
 
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
+    stream: StreamPolicy = field(default_factory=StreamPolicy)
     stage: Stage = field(default_factory=Stage)
     cluster: Cluster = field(default_factory=Cluster)
     logger: Logger = field(default_factory=Logger)
@@ -194,6 +229,8 @@ def check_run(run: Run) -> None:
     _positive("cluster.devices", cluster.devices)
     _one_of("attention", run.attention, ("auto", "sdpa", "varlen", "flash_attn"))
     _one_of("data.too_long", data.too_long, ("error", "skip", "truncate_text"))
+    _one_of("data.unit", data.unit, ("samples", "tokens", "target_tokens"))
+    _one_of("stream.on_change", run.stream.on_change, ("refuse", "remix", "restart"))
     _one_of("cluster.strategy", cluster.strategy, ("auto", "ddp", "zero2", "zero3", "fsdp2"))
     _one_of("cluster.accelerator", cluster.accelerator, ("cpu", "gpu"))
     world = cluster.devices * cluster.nodes
@@ -209,7 +246,7 @@ def check_run(run: Run) -> None:
     if not data.sources:
         raise ValueError("data.sources is empty; choose a data_mix, for example data_mix=sphinxv_stage2")
     for name, source in data.sources.items():
-        if source.weight < 0:
+        if source.weight is not None and source.weight < 0:
             raise ValueError(f"data.sources.{name}.weight={source.weight} is negative; 0 leaves the source out")
     if run.resume and run.parent:
         raise ValueError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -70,7 +70,8 @@ class Region:
 class Sample:
     """One record of a data set, independent of any model.
 
-    images: encoded bytes (JPEG, PNG); decoded by the processor, in the worker.
+    images: encoded bytes (JPEG, PNG); decoded by the processor, in the worker. A memoryview is a slice of a mapped
+        shard that nobody copied yet.
     meta: JSON-like facts that no model needs (task, size of the original image, true labels by mark ...).
     """
 
@@ -78,7 +79,7 @@ class Sample:
     source: str
     domain: str
     turns: tuple[Turn, ...]
-    images: tuple[bytes, ...] = ()
+    images: tuple[bytes | memoryview, ...] = ()
     regions: tuple[Region, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -98,6 +99,14 @@ class RegionRows:
     counts: np.ndarray | torch.Tensor
 
 
+class Lengths(NamedTuple):
+    """What a sample will take in a row: positions, encoder views, and positions that carry loss."""
+
+    tokens: int
+    views: int
+    targets: int
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """What a variant's Processor makes of a Sample.
@@ -109,6 +118,7 @@ class Example:
     pixels: uint8[N, 3, S, S] square canvases in RGB (N = 0 for text only); views are cut from them on the device.
     regions: the prompt slots, or None without prompts.
     num_views: views the encoders will see, the second budget of the packer.
+    loss_weight: factor on every token's loss, the source's `loss_weight`.
     """
 
     ids: np.ndarray
@@ -120,6 +130,7 @@ class Example:
     key: str
     source: str
     domain: str
+    loss_weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -141,6 +152,7 @@ class Segment:
     start: int
     length: int
     num_targets: int
+    loss_weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +230,7 @@ class SampleError(ValueError):
     """Bad data in one sample: one line that names the key, the value and the remedy."""
 
     def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"sample {key}: {problem}")
+        super().__init__(_one_line(f"sample {key}: {problem}"))
         self.key = key
         self.problem = problem
 
@@ -236,3 +248,10 @@ class SampleTooLongError(SampleError):
 
     def __reduce__(self) -> tuple[type[SampleError], tuple[Any, ...]]:
         return SampleTooLongError, (self.key, self.problem, self.num_tokens, self.max_tokens)
+
+
+def _one_line(text: str) -> str:
+    """The text with what could break a line or speak to a terminal spelled out: keys and values are other people's."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

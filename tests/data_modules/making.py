@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bestiary.schema import IGNORE, Example, Region, RegionKind, RegionRows, Sample, SampleError, Slot, Turn
+from bestiary.schema import IGNORE, Example, Lengths, Region, RegionKind, RegionRows, Sample, SampleError, Slot, Turn
 from data_modules.rows import Rules
 from data_modules.shards import ShardSet, write_samples
 from data_modules.stream import Stream
@@ -109,14 +109,15 @@ class WholeProcessor:
 class CharProcessor(WholeProcessor):
     """The same, telling lengths ahead."""
 
-    def lengths(self, sample: Sample) -> tuple[int, int]:
+    def lengths(self, sample: Sample) -> Lengths:
         slots, _ = self._visual(sample)
-        return len(slots) + sum(len(turn.text) for turn in sample.turns), 2 * len(sample.images)
+        question, answer = (len(turn.text) for turn in sample.turns)
+        return Lengths(len(slots) + question + answer, 2 * len(sample.images), answer)
 
     def fingerprint(self) -> str:
         return "characters"
 
 
-def stream(mix: Mapping[str, Any], *, processor: Any = None, **changes: Any) -> Stream:
+def stream(mix: Mapping[str, Any], *, processor: Any = None, skip: Path | None = None, **changes: Any) -> Stream:
     rules = {"seed": 3, "num_lanes": LANES, "max_tokens": 96, "max_views": 8, "bad_budget": 0.5, **changes}
-    return Stream(mix, processor or CharProcessor(), Rules(**rules))
+    return Stream(mix, processor or CharProcessor(), Rules(**rules), skip=skip)

@@ -86,3 +86,47 @@ def test_building_opens_nothing_and_missing_sources_are_listed(tmp_path: Path) -
     with pytest.raises(StreamError, match="source 'gone'"):
         data.train_dataloader()
     assert "expected fill" in make(tmp_path / "here").resolved_table(10)
+
+
+def test_a_source_s_loss_weight_reaches_every_segment(tmp_path: Path) -> None:
+    source(tmp_path / "a", "a", 10)
+    source(tmp_path / "b", "b", 10)
+    data = StreamDataModule(
+        sources={"a": {"path": tmp_path / "a", "loss_weight": 0.25}, "renamed": {"path": tmp_path / "b"}},
+        processor=CharProcessor(),
+        seed=1,
+        num_lanes=4,
+        max_tokens=64,
+    )
+    (batch,) = next(iter(data.train_dataloader()))
+    weights = {(segment.source, segment.loss_weight) for segment in batch.segments}
+    assert weights == {("a", 0.25), ("renamed", 1.0)}
+    assert data.fingerprint()["sources"]["a"]["loss_weight"] == 0.25
+
+
+def test_options_of_the_configuration_reach_the_stream(tmp_path: Path) -> None:
+    source(tmp_path / "toys", "toys", 23)
+    (tmp_path / "skip").write_text("toys\ttoys-00003\n", encoding="utf-8")
+    data = StreamDataModule(
+        sources={"toys": {"path": tmp_path / "toys", "chunk": 2, "max_epochs": 40}},
+        processor=CharProcessor(),
+        seed=1,
+        num_lanes=5,
+        max_tokens=64,
+        unit="tokens",
+        temperature=2.0,
+        skip=tmp_path / "skip",
+        cache_root=tmp_path / "cache",
+        cache_gb=0.5,
+        max_steps=50,
+    )
+    assert data.stream.plan.skipped == (frozenset({3}),)
+    told = data.fingerprint()
+    assert (told["mix"]["unit"], told["sources"]["toys"]["chunk"], list(told["skip"])) == ("tokens", 2, ["toys"])
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"num_workers": -1}, {"cache_gb": -1.0}, {"micro_batch": -2}])
+def test_negative_numbers_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(StreamError, match="must not be negative"):
+        make(tmp_path, **wrong)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_modules.lanes import Deal, LaneState, Permutation, Place, Ref, hash_ints, hash_name, lanes_of, mix64
+from data_modules.turns import Turns, permuted, turns
 
 
 def test_the_order_of_samples_is_pinned() -> None:
@@ -64,7 +67,7 @@ def test_epochs_and_sources_have_orders_of_their_own() -> None:
     assert len({tuple(one) for one in orders}) == 4
 
 
-numbers = st.integers(0, 2**40)
+numbers = st.integers(0, 2**70)
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,11 +75,12 @@ numbers = st.integers(0, 2**40)
     st.lists(st.builds(Place, numbers, numbers, numbers, numbers), min_size=1, max_size=4),
     st.lists(st.builds(Ref, numbers, numbers, numbers, numbers, numbers), max_size=4),
     st.dictionaries(st.tuples(numbers, numbers, numbers), numbers, max_size=3),
+    st.lists(st.integers(-(2**60), 2**60), max_size=5),
 )
 def test_a_state_comes_back_from_its_bytes(
-    places: list[Place], waiting: list[Ref], losses: dict[tuple[int, int, int], int]
+    places: list[Place], waiting: list[Ref], losses: dict[tuple[int, int, int], int], mix: list[int]
 ) -> None:
-    state = LaneState(3, places, 77, waiting, losses)
+    state = LaneState(3, places, 77, waiting, losses, mix)
     data = state.to_bytes()
     assert LaneState.from_bytes(data) == state
     for broken in (data[:-1], data + b"\0"):
@@ -87,6 +91,34 @@ def test_a_state_comes_back_from_its_bytes(
 def test_a_state_is_small() -> None:
     waiting = [Ref(2, 900_000, 3, 1_700, 5) for _ in range(16)]
     assert len(LaneState(11, [Place(10_000, 0, 10_000, 4)] * 3, 5_000, waiting).to_bytes()) < 190
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 900), min_size=1, max_size=4),
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.integers(0, 10**6),
+    st.integers(0, 300),
+)
+def test_looking_ahead_gives_the_same_turns(sizes: list[int], chunk: int, num_lanes: int, j: int, seed: int) -> None:
+    deal = Deal("toys", sizes, chunk=chunk, seed=seed, num_lanes=num_lanes)
+    lane = seed % num_lanes
+    expected: list[tuple[int, int]] = []
+    for number in range(j, j + 60):
+        epoch, samples = deal.turn(lane, number)
+        expected += [(epoch, index) for index in samples]
+    for ahead in (turns(deal, lane, j, 0), Turns(deal, range(num_lanes)).of(lane, j, 0)):
+        assert [(epoch, index) for epoch, index, _, _ in islice(ahead, len(expected))] == expected
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 10**12), st.integers(0, 2**64 - 1), st.integers(0, 10**6))
+def test_many_places_of_a_permutation_are_those_one_by_one(size: int, key: int, first: int) -> None:
+    permutation = Permutation(size, key)
+    places = np.arange(40) + min(first, max(0, size - 40))
+    places = places[places < size]
+    assert permuted(size, key, places).tolist() == [permutation[place] for place in places.tolist()]
 
 
 @pytest.mark.parametrize(("lanes", "parts"), [(12, 1), (12, 5), (3, 4), (7, 7), (1, 3)])

@@ -6,14 +6,18 @@ import io
 import json
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bestiary.schema import Region, Sample, SampleError, Turn
-from data_modules.records import DamagedSampleError, Reason, from_members, to_members
-from data_modules.shards import ShardSet, ShardWriter, read_source, write_samples
+from data_modules.index import BLOCK, RECORD, Entry, Shard, index_bytes, shard_facts
+from data_modules.records import DamagedSampleError, Reason
+from data_modules.shards import ShardSet, ShardWriter, open_source, read_source, write_samples
 from data_modules.ustar import TarError, member, parse_members
+from data_modules.writer import ShardFile, finish_source, is_whole, prepare_folder, shard_path, write_shard
 from tests.data_modules.making import picture, sample, source
 
 
@@ -46,14 +50,58 @@ def test_equal_samples_give_equal_bytes(tmp_path: Path) -> None:
 def test_plain_webdataset_and_tarfile_read_our_shards(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     shards = write(tmp_path / "toys")
-    tars = [str(shards.folder / shard.file) for shard in shards.shards]
+    tars = [shards.where(number) for number in range(len(shards.shards))]
     read = list(webdataset.WebDataset(tars, shardshuffle=False, empty_check=False))
     assert [record["__key__"] for record in read] == list(shards.keys())
-    assert read[0]["png"] == picture(0)
-    assert json.loads(read[1]["json"])["turns"][0]["text"] == "what 1?"
+    for record, made in zip(read, shards, strict=True):
+        assert {name for name in record if name[0] != "_"} == ({"json", "png"} if made.images else {"json"})
+        assert record.get("png", b"") == b"".join(made.images)
+        assert json.loads(record["json"])["turns"] == [{"role": t.role, "text": t.text} for t in made.turns]
     with tarfile.open(tars[0]) as tar:
         members = tar.getmembers()
     assert all(m.isreg() and m.mtime == 0 and not m.pax_headers for m in members)
+
+
+def test_shards_written_apart_and_in_any_order_are_the_source_of_one_writer(tmp_path: Path) -> None:
+    def domain(number: int) -> str:
+        return "ocr" if 4 < number < 8 else "natural"
+
+    made = [sample("toys", number, domain=domain(number)) for number in range(12)]
+    whole = write_samples(tmp_path / "whole", made, source="toys", samples_per_shard=5)
+    prepare_folder(tmp_path / "parts")
+    facts = {}
+    for number in (2, 0, 1):
+        path = shard_path(tmp_path / "parts", number)
+        facts[number] = write_shard(path, made[5 * number : 5 * number + 5], source="toys")
+    kept = [msgspec.json.decode(msgspec.json.encode(facts[number]), type=Shard) for number in range(3)]
+    assert all(is_whole(tmp_path / "parts", shard) for shard in kept)
+    finish_source(tmp_path / "parts", kept, source="toys")
+    assert open_source(tmp_path / "parts").domains == whole.domains == ("natural", "ocr")
+    for path in sorted(whole.folder.iterdir()):
+        assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes(), path.name
+    (tmp_path / "parts" / "shard-00001.idx").write_bytes(b"")
+    assert not is_whole(tmp_path / "parts", kept[1])
+    prepare_folder(tmp_path / "parts", overwrite=True, keep=kept[:1])
+    assert sorted(path.suffix for path in (tmp_path / "parts").iterdir()) == [".idx", ".keys", ".tar"]
+
+
+def test_a_refused_sample_leaves_its_shard_as_it_was_and_equal_keys_are_refused(tmp_path: Path) -> None:
+    with ShardFile(tmp_path / "a.tar", source="toys") as shard:
+        shard.add(sample("toys", 0))
+        size = shard.size
+        with pytest.raises(SampleError):
+            shard.add(replace(sample("toys", 1), turns=()))
+        with pytest.raises(SampleError, match="unique"):
+            shard.add(sample("toys", 0))
+        assert (shard.size, len(shard)) == (size, 1)
+        shard.add(sample("toys", 1))
+    other = write_shard(tmp_path / "b.tar", [sample("toys", 2), sample("toys", 1)], source="toys")
+    assert shard.facts is not None
+    with pytest.raises(ValueError, match=r"key 'toys-00001' is in a\.tar and in b\.tar"):
+        finish_source(tmp_path, [shard.facts, other], source="toys")
+    with pytest.raises(ValueError, match="at least one"), ShardFile(tmp_path / "c.tar", source="toys"):
+        pass
+    assert sorted(path.name for path in tmp_path.glob("c.*")) == []
 
 
 def test_an_open_source_can_be_pickled_and_keeps_few_shards_open(tmp_path: Path) -> None:
@@ -141,6 +189,56 @@ def test_damage_is_named_with_key_and_shard_and_stays_with_its_sample(tmp_path: 
     assert len(shards.verify()) == 2
 
 
+def test_an_index_that_changed_later_is_damage_of_its_stretch_alone(tmp_path: Path) -> None:
+    shards = source(tmp_path, "toys", BLOCK + 40, per_shard=1000)
+    path = tmp_path / "shard-00000.idx"
+    data = bytearray(path.read_bytes())
+    data[3 * RECORD.size + 1] ^= 1
+    path.write_bytes(data)
+    again = ShardSet(tmp_path)
+    for number in (3, 4, BLOCK - 1):
+        with pytest.raises(DamagedSampleError, match=r"shard-00000\.tar: the index") as caught:
+            again[number]
+        assert caught.value.reason is Reason.STRUCTURE
+    assert again[BLOCK] == shards[BLOCK]
+    assert len(again.verify()) == BLOCK
+
+
+@pytest.mark.parametrize(
+    "lie", [{"image": 9}, {"text": 9}, {"flags": 2}, {"flags": 4, "members": 99}, {"flags": 255}, {"key_size": 255}]
+)
+def test_an_index_that_was_made_up_is_damage_and_no_crash(tmp_path: Path, lie: dict[str, int]) -> None:
+    shards = write(tmp_path)
+    places = [place for _, place in shards.places(0)]
+    places[1] = places[1]._replace(**lie)
+    entries = [Entry(key, place, bytes(32)) for key, place in zip(shards.keys(), places, strict=False)]
+    index, keys = index_bytes(entries)
+    (tmp_path / "shard-00000.idx").write_bytes(index)
+    (tmp_path / "shard-00000.keys").write_bytes(keys)
+    false = shard_facts("shard-00000.tar", shards.shards[0].bytes, ["natural"], entries, index, keys)
+    finish_source(tmp_path, [false, *shards.shards[1:]], source="toys")
+    made_up = ShardSet(tmp_path)
+    try:
+        assert made_up[1].turns == shards[1].turns
+    except DamagedSampleError as error:
+        assert "shard-00000.tar" in str(error)
+    assert made_up[5] == shards[5]
+
+
+def test_a_source_of_the_first_format_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    write(tmp_path)
+    path = tmp_path / "source.json"
+    facts = json.loads(path.read_text())
+    assert facts["format"] == "bestiary-shards-2"
+    path.write_text(json.dumps({**facts, "format": "bestiary-shards-1", "shards": [{"file": "x"}]}))
+    with pytest.raises(ValueError, match=r"source\.json .*'bestiary-shards-1'.*write the source again") as caught:
+        open_source(tmp_path)
+    assert "\n" not in str(caught.value)
+    path.write_text(json.dumps({**facts, "index_hash": "0"}))
+    with pytest.raises(ValueError, match="does not match its shards"):
+        ShardSet(tmp_path)
+
+
 def test_a_source_that_lost_or_changed_files_is_refused(tmp_path: Path) -> None:
     shards = write(tmp_path)
     index = tmp_path / "shard-00000.idx"
@@ -211,28 +309,3 @@ def test_members_that_announce_more_than_they_have_are_refused() -> None:
     parsed = list(parse_members(memoryview(data), 0, len(data)))
     with tarfile.open(fileobj=io.BytesIO(data + bytes(1024))) as tar:
         assert [(m.name, m.size, m.offset_data) for m in tar] == [("a.json", 800, parsed[0].start)]
-
-
-@pytest.mark.parametrize(
-    ("extension", "data", "message"),
-    [
-        ("pkl", b"x", "not on the list"),
-        ("0.pyd", b"x", "not on the list"),
-        ("webp", b"x", "record names images"),
-        ("json", b"{", "not a sample"),
-        ("json", b'{"a": NaN}', "not a sample"),
-        ("json", b"\xff\xfe", "not a sample"),
-        ("json", b"[]", "not a sample"),
-        ("json", b"[" * 100_000, "not a sample"),
-        ("json", b"{}", "not a sample"),
-    ],
-)
-def test_foreign_members_and_broken_records_are_damage(extension: str, data: bytes, message: str) -> None:
-    members = {name: memoryview(content) for name, content in to_members(sample("toys", 1))}
-    assert from_members("toys-00001", members) == sample("toys", 1)
-    with pytest.raises(DamagedSampleError, match=message):
-        from_members("toys-00001", {**members, extension: memoryview(data)})
-    with pytest.raises(DamagedSampleError, match="json is missing"):
-        from_members("toys-00001", {"png": members["png"]})
-    with pytest.raises(DamagedSampleError, match="record names images"):
-        from_members("toys-00001", {"json": members["json"]})

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data_modules.rows import LaneReader, Plan, Rules
+from data_modules.shards import write_samples
 from data_modules.sources import StreamError, missing_sources, parse_sources
+from data_modules.stream import Stream
 from data_modules.table import resolved_table
-from tests.data_modules.making import LANES, stream
+from tests.data_modules.making import LANES, CharProcessor, sample, stream
 
 
 class TestSources:
@@ -33,6 +37,20 @@ class TestSources:
             ({}, "path is not set"),
             ({"path": "x", "weight": 0}, "weight=0"),
             ({"path": "x", "weight": "much"}, "weight='much'"),
+            ({"path": "x", "count": -1}, r"sources\.a\.count=-1; a number of samples is positive"),
+            ({"path": "x", "repeat": float("nan")}, r"sources\.a\.repeat=nan"),
+            ({"path": "x", "max_epochs": 0}, r"sources\.a\.max_epochs=0; .*null"),
+            ({"path": "x", "loss_weight": None}, r"sources\.a\.loss_weight=None"),
+            ({"path": "x", "chunk": 0}, r"sources\.a\.chunk=0; .*data\.chunk"),
+            ({"path": "x", "format": "lava"}, r"sources\.a\.format='lava'; choose bestiary, caption, llava"),
+            ({"path": "x", "weight": 1, "repeat": 2}, r"sources\.a has weight and repeat"),
+            ({"path": "x", "count": 1, "schedule": [[0, 1]]}, r"sources\.a has count and schedule"),
+            ({"path": "x", "schedule": [[5, 1], [5, 2]]}, r"sources\.a\.schedule=.* each larger"),
+            ({"path": "x", "schedule": [[0.5, 1]]}, r"sources\.a\.schedule=.*whole numbers"),
+            ({"path": "x", "schedule": [[0, -1]]}, r"sources\.a\.schedule=.*weights"),
+            ({"path": "x", "schedule": [[0, 0]]}, r"sources\.a\.schedule=.*positive"),
+            ({"path": "x", "schedule": [3]}, r"sources\.a\.schedule=.*list of \[step, weight\]"),
+            ({"path": "pipe:cat /etc/passwd"}, r"sources\.a\.path: .*pipe"),
         ],
     )
     def test_a_wrong_entry_is_named(self, given: Any, message: str) -> None:
@@ -46,7 +64,16 @@ class TestSources:
             stream({"big": {**mix["big"], "domain": "web"}})
 
     @pytest.mark.parametrize(
-        ("name", "value"), [("num_lanes", 0), ("max_tokens", 0), ("too_long", "cut"), ("bad_budget", 2.0), ("seed", -1)]
+        ("name", "value"),
+        [
+            ("num_lanes", 0),
+            ("max_tokens", 0),
+            ("too_long", "cut"),
+            ("bad_budget", 2.0),
+            ("seed", -1),
+            ("unit", "words"),
+            ("temperature", 0.0),
+        ],
     )
     def test_senseless_rules_are_refused(self, mix: Any, name: str, value: Any) -> None:
         with pytest.raises(StreamError, match=name):
@@ -57,7 +84,75 @@ class TestSources:
         table = resolved_table(made.specs, made.plan, num_lanes=LANES, max_steps=100)
         assert "60.00%" in table
         assert "expected fill" in table
-        tiny = next(line for line in table.splitlines() if line.startswith("tiny"))
-        assert float(tiny.split()[4]) > 20
+        news, tiny = (next(line for line in table.splitlines() if line.startswith(name)) for name in ("! tiny", "tiny"))
+        assert "5 samples are seen" in news
+        assert float(tiny.partition(" !")[0].split()[-1]) > 20
         specs = parse_sources({**mix, "gone": {"path": tmp_path / "gone"}})
         assert "(missing)" in resolved_table(specs, None, num_lanes=LANES)
+
+    def test_the_table_shows_caps_schedules_and_both_kinds_of_shares(self, mix: Any, tmp_path: Path) -> None:
+        write_samples(tmp_path / "long", [sample("long", n, answer="ab" * 30) for n in range(20)], source="long")
+        changed = {
+            "big": {**mix["big"], "weight": None, "schedule": [[0, 3.0], [9, 1.0]]},
+            "long": {"path": tmp_path / "long", "loss_weight": 0.5},
+        }
+        made = stream(changed, packing=False, max_tokens=200)
+        lines = resolved_table(made.specs, made.plan, num_lanes=LANES, max_steps=4).splitlines()
+        big, long = (next(line for line in lines if line.startswith(name)) for name in ("big", "long"))
+        assert "75.00% -> 50.00%" in big
+        assert "weight 3 (step 0) -> 1 (step 9)" in big
+        assert " 0.5 " in long
+        of_samples, of_tokens = map(float, re.findall(r"([\d.]+)%", long)[-2:])
+        assert of_tokens > 1.5 * of_samples
+
+    def test_a_cap_is_kept_over_the_run(self, mix: Any) -> None:
+        capped = {**mix, "tiny": {**mix["tiny"], "weight": 6.0, "max_epochs": 3}}
+        with pytest.raises(StreamError, match=r"data\.sources\.tiny\.max_epochs needs .* stage\.max_steps"):
+            stream(capped)
+        for rules in ({"packing": False}, {"packing": True}, {"packing": True, "unit": "tokens"}):
+            plan = planned(capped, 40, **rules)
+            drawn = 0
+            for lane in range(LANES):
+                reader = LaneReader(plan, plan.first_state(lane))
+                drawn += sum(ref.source == 2 for _ in range(40) for ref in reader.plan_row())
+            assert 10 <= drawn <= 19
+        table = resolved_table(plan.specs, plan, num_lanes=LANES, max_steps=40)
+        assert "max_epochs 3, cut from 40.00%" in table
+
+    def test_a_cap_that_is_not_reached_leaves_the_order_alone(self, mix: Any) -> None:
+        loose = {**mix, "tiny": {**mix["tiny"], "max_epochs": 1e6}}
+        assert planned(loose, 40).mixture.shares == stream(mix).plan.mixture.shares
+
+    def test_too_little_data_for_all_caps_is_said_at_once(self, mix: Any) -> None:
+        capped = {name: {**given, "max_epochs": 1} for name, given in mix.items()}
+        with pytest.raises(StreamError, match="every source has max_epochs"):
+            planned(capped, 1000, packing=False)
+
+
+class TestPlaces:
+    """Folders, URLs and patterns."""
+
+    def test_what_lies_behind_a_url_is_not_missing(self) -> None:
+        (spec,) = parse_sources({"a": {"path": "https://host/set?X-Amz-Signature=abc", "split": "train"}})
+        assert not spec.is_missing
+        assert spec.location == "https://host/set/train?X-Amz-Signature=abc"
+        assert "abc" not in spec.shown
+
+    def test_a_pattern_names_its_first_absent_tar(self, tmp_path: Path) -> None:
+        (tmp_path / "part-0.tar").write_bytes(b"")
+        (line,) = missing_sources({"a": {"path": f"{tmp_path}/part-{{0..2}}.tar"}})
+        assert "names part-1.tar, which does not exist" in line
+
+    def test_a_folder_of_foreign_tars_is_not_missing(self, tmp_path: Path) -> None:
+        (tmp_path / "part-0.tar").write_bytes(b"")
+        assert not missing_sources({"a": {"path": tmp_path, "format": "llava"}})
+        assert missing_sources({"a": {"path": tmp_path}})
+
+    def test_a_source_may_have_a_chunk_of_its_own(self, mix: Any) -> None:
+        made = stream({**mix, "big": {**mix["big"], "chunk": 5}})
+        assert [deal.num_chunks for deal in made.plan.deals] == [8, 21, 5]
+
+
+def planned(mix: Any, max_steps: int, **rules: Any) -> Plan:
+    all_rules = Rules(**{"seed": 3, "num_lanes": LANES, "max_tokens": 96, "bad_budget": 0.5, **rules})
+    return Stream(mix, CharProcessor(), all_rules, max_steps=max_steps).plan

@@ -21,7 +21,7 @@ from bestiary.training.callbacks.wandb_watch import flat, is_logged_in
 from bestiary.training.flops import StepFlops, estimate, measured_flops, with_images
 from bestiary.training.run_dir import RunDir
 from bestiary.training.signals import StopRequests, exit_code
-from tests.training.tiny import tiny_model, tiny_stage, train
+from tests.training.tiny import TinyData, tiny_model, tiny_row, tiny_stage, train
 
 
 def scores(step: int) -> dict[str, Any]:
@@ -40,9 +40,10 @@ def test_every_step_has_a_line_with_all_that_is_promised(tmp_path: Path) -> None
 def test_the_flight_recorder_names_every_sample_of_every_step(tmp_path: Path) -> None:
     train(tmp_path)
     records = RunDir(tmp_path).samples.read()
-    assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
-    assert all(list(r["lanes"]) == ["0", "1", "2", "3"] for r in records)
-    assert sum(len(keys) for r in records for keys in r["lanes"].values()) == 36
+    assert [r.step for r in records] == [1, 2, 3, 4, 5, 6]
+    assert all([s.lane for s in r.samples] == [0, 1, 1, 2, 3, 3] for r in records)
+    made = [[example.key for lane in range(4) for example in tiny_row(lane, step)] for step in range(6)]
+    assert [[s.key for s in r.samples] for r in records] == made
 
 
 def test_evaluation_runs_at_its_rhythm_and_at_the_end_in_eval_mode(tmp_path: Path) -> None:
@@ -167,7 +168,8 @@ def test_a_wandb_run_reads_back_and_keeps_its_id(tmp_path: Path, monkeypatch: py
     logger = Logger(wandb=True, progress=False, project="p", group="g")
     train(tmp_path / "run", stage=tiny_stage(max_steps=4), logger=logger, evaluate=evaluate, config={"seed": 3})
     identity = RunDir(tmp_path / "run").status.wandb_id
-    train(tmp_path / "run", stage=tiny_stage(max_steps=6), logger=logger, resume=True, evaluate=evaluate)
+    remixed = TinyData(version=2, on_change="remix", weights={"beta": 0.5})
+    train(tmp_path / "run", stage=tiny_stage(max_steps=6), data=remixed, logger=logger, resume=True, evaluate=evaluate)
     assert identity and RunDir(tmp_path / "run").status.wandb_id == identity
     files = sorted((tmp_path / "run" / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb"))
     assert len(files) in (1, 2)
@@ -179,3 +181,5 @@ def test_a_wandb_run_reads_back_and_keeps_its_id(tmp_path: Path, monkeypatch: py
     )
     text = json.dumps(json.loads(told.stdout))
     assert "train/loss" in text and "regions/accuracy" in text and "perf/mfu" in text
+    assert all(name in text for name in ("mix_asked/alpha", "mix_targets/alpha", "train/weighted_loss"))
+    assert b"step 4:\nversion 1 -> 2" in files[-1].read_bytes(), "the notes of the run say what changed"

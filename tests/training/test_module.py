@@ -11,8 +11,9 @@ from torch import nn
 
 from bestiary.mllm import TokenLosses
 from bestiary.schema import Batch
+from bestiary.training import report as reporting
 from bestiary.training.module import MLLMModule, NonFiniteLossError, seed_step
-from bestiary.training.report import Names, count_step, sum_losses
+from bestiary.training.report import NAMED_COUNTS, Names, count_step, sum_by_segment, sum_losses
 from bestiary.training.run_dir import RunDir
 from tests.training.tiny import DOMAINS, SOURCES, TinyData, tiny_model, tiny_stage, train
 
@@ -99,7 +100,7 @@ def test_an_unknown_source_raises_when_the_names_are_declared() -> None:
 def test_names_grow_when_none_are_declared() -> None:
     sources, domains = Names(what="source"), Names(what="domain")
     counts = count_step(TinyData().step_of(0), sources, domains)
-    assert set(sources.names) == set(SOURCES) and len(counts) == 6 + 3 * 2 + 2
+    assert set(sources.names) == set(SOURCES) and len(counts) == len(NAMED_COUNTS) + 3 * 2 + 2 + 1
 
 
 def test_sums_by_label_hold_every_token_once() -> None:
@@ -107,6 +108,15 @@ def test_sums_by_label_hold_every_token_once() -> None:
     sums = sum_losses(values, torch.tensor([0, 1, 2, 2]), [1, 0, 1], 3)
     assert sums.tolist() == [2.0, 13.0, 0.0]
     assert sum_losses(values[:0], torch.zeros(0, dtype=torch.int64), [], 2).tolist() == [0.0, 0.0]
+
+
+def test_sums_by_segment_are_those_of_a_plain_loop_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = torch.tensor([0, 0, 2, 3, 3, 3])
+    values = torch.tensor([1.0, 2.0, torch.nan, 4.0, 8.0, 16.0])
+    for elements in (1, 12, 1000):
+        monkeypatch.setattr(reporting, "MASK_ELEMENTS", elements)
+        sums = sum_by_segment(values, segment, 5)
+        assert sums[[0, 1, 3, 4]].tolist() == [3.0, 0.0, 28.0, 0.0] and sums[2].isnan()
 
 
 def test_a_step_without_any_target_changes_nothing_but_the_count(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bestiary.training.run_dir import FlightRecorder, JsonLines, RunDir, git_commit
+from bestiary.training.run_dir import JsonLines, RunDir, git_commit
 
 
 def test_a_new_run_has_its_files_and_says_it_runs(tmp_path: Path) -> None:
@@ -64,19 +64,6 @@ def test_a_log_is_cut_back_and_a_half_written_line_dropped(tmp_path: Path) -> No
 def test_a_log_refuses_what_json_cannot_say(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         JsonLines(tmp_path / "m.jsonl").append({"step": 1, "loss": float("nan")})
-
-
-def test_the_flight_recorder_reads_back_what_was_flushed(tmp_path: Path) -> None:
-    recorder = FlightRecorder(tmp_path / "s.jsonl.zst")
-    records = [{"step": step, "lanes": {"0": [f"k{step}"]}} for step in range(1, 7)]
-    recorder.append(records[:4])
-    recorder.append(records[4:])
-    assert recorder.read() == records
-    recorder.cut_after(3)
-    assert recorder.read() == records[:3]
-    with recorder.path.open("ab") as file:
-        file.write(recorder.path.read_bytes()[:10])
-    assert recorder.read() == records[:3]
 
 
 def test_a_folder_outside_any_repository_has_no_commit(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,18 +110,34 @@ def tiny_row(lane: int, step: int) -> list[Example]:
 
 
 class TinyData(lightning.LightningDataModule):
-    """An endless stream of `lanes` rows a step in micro-batches of `micro` rows."""
+    """An endless stream of `lanes` rows a step in micro-batches of `micro` rows; weights: source -> loss weight."""
 
-    def __init__(self, lanes: int = 4, micro: int = 2, sleep_s: float = 0.0, version: int = 1) -> None:
+    def __init__(
+        self,
+        lanes: int = 4,
+        micro: int = 2,
+        sleep_s: float = 0.0,
+        version: int = 1,
+        on_change: str = "refuse",
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
+        self.weights, self.on_change = dict(weights or {}), on_change
         self.num_lanes, self.micro, self.sleep_s, self.version = lanes, micro, sleep_s, version
         self.first = 0
 
     def fingerprint(self) -> dict[str, Any]:
         return {"lanes": self.num_lanes, "version": self.version}
 
+    def shares(self, step: int) -> dict[str, float]:
+        return dict.fromkeys(SOURCES, 0.5)
+
+    def explain_change(self, states: Mapping[int, bytes], fingerprint: Mapping[str, Any]) -> list[str]:
+        old, new = fingerprint["version"], self.version
+        return [] if old == new else [f"version {old} -> {new}"]
+
     def load_states(self, states: Mapping[int, bytes], fingerprint: Mapping[str, Any]) -> int:
-        if dict(fingerprint) != self.fingerprint():
+        if dict(fingerprint) != self.fingerprint() and self.on_change == "refuse":
             raise ValueError(f"the stream changed: {dict(fingerprint)} -> {self.fingerprint()}")
         (self.first,) = {int(state) for state in states.values()}
         return self.first
@@ -135,13 +152,17 @@ class TinyData(lightning.LightningDataModule):
         groups = [mine[i : i + self.micro] for i in range(0, share, self.micro)]
         return [
             collate_rows(
-                [tiny_row(lane, step) for lane in group],
+                [self.row(lane, step) for lane in group],
                 lanes=group,
                 states=[str(step + 1).encode()] * len(group),
                 step=step,
             )
             for group in groups
         ]
+
+    def row(self, lane: int, step: int) -> list[Example]:
+        """A row with the weights of its sources."""
+        return [replace(e, loss_weight=self.weights.get(e.source, 1.0)) for e in tiny_row(lane, step)]
 
     def train_dataloader(self) -> Any:
         trainer = self.trainer
@@ -200,6 +221,7 @@ def main() -> int:
     parser.add_argument("--micro", type=int, default=2)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--beta-weight", type=float, default=1.0)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     stage = tiny_stage(max_steps=given.steps, checkpoint_every=given.every)
@@ -207,7 +229,7 @@ def main() -> int:
         given.path,
         stage=stage,
         resume=given.resume,
-        data=TinyData(lanes=4, micro=given.micro, sleep_s=given.sleep),
+        data=TinyData(lanes=4, micro=given.micro, sleep_s=given.sleep, weights={"beta": given.beta_weight}),
         cluster=Cluster(devices=given.devices, strategy=given.strategy, precision=given.precision, threads=1),
         model=tiny_model(width=given.width, dropout=given.dropout, blocks=2),
         logger=Logger(wandb=False, progress=True),

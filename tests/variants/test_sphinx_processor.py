@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bestiary.schema import IGNORE, Region, Sample, SampleError, SampleTooLongError, Slot, Turn
+from bestiary.schema import IGNORE, Lengths, Region, Sample, SampleError, SampleTooLongError, Slot, Turn
 from bestiary.variants.sphinx.processor import SphinxProcessor
 
+PHOTO = Path(__file__).parents[2] / "data_modules" / "embedded" / "assets" / "photo-china.jpg"
 MODEL = str(Path(__file__).parents[1] / "goldens" / "sphinx" / "tiny_tokenizer.model")
 
 
@@ -95,7 +96,74 @@ def test_lengths_are_known_without_decoding() -> None:
     processor = _make()
     ours = processor(SAMPLE)
     broken = replace(SAMPLE, images=(b"no image",))
-    assert processor.lengths(broken) == (len(ours), ours.num_views)
+    assert processor.lengths(broken) == Lengths(len(ours), ours.num_views, ours.num_targets)
+
+
+@pytest.mark.parametrize("more", [{}, {"reference_quirks": True}, {"template": "alpaca"}, {"template": "nov2023"}])
+def test_targets_are_the_positions_that_carry_loss_after_any_cut(more: dict[str, Any]) -> None:
+    for answer in ("A dog.", "A dog. " * 60):
+        sample = replace(SAMPLE, turns=(SAMPLE.turns[0], Turn("assistant", answer)))
+        processor = _make(too_long="truncate_text", **more)
+        ours = processor(sample)
+        assert processor.lengths(sample) == (len(ours), ours.num_views, ours.num_targets)
+
+
+def test_a_measured_text_is_tokenised_once_and_gives_the_same_example() -> None:
+    processor, fresh = _make(), _make()
+    processor.lengths(SAMPLE)
+    again = replace(SAMPLE, key="b/2", images=(_png(20, 20),))  # read anew: equal words, another object
+    calls = []
+    encode, processor._training_text = processor._training_text, calls.append  # type: ignore[method-assign]
+    ours, expected = processor(again), fresh(again)
+    assert not calls
+    processor._training_text = encode  # type: ignore[method-assign]
+    assert ours.ids.tolist() == expected.ids.tolist() and ours.labels.tolist() == expected.labels.tolist()
+    assert (ours.pixels == expected.pixels).all() and ours.key == "b/2"
+    assert not len(processor._memo)
+    assert processor(again).ids.tolist() == expected.ids.tolist()
+
+
+def test_what_was_measured_never_stands_for_another_sample() -> None:
+    processor = _make(template="alpaca", max_tokens=300)
+    processor.lengths(replace(SAMPLE, meta={"input": "a cat"}))
+    ours = processor(SAMPLE)
+    assert ours.ids.tolist() == _make(template="alpaca", max_tokens=300)(SAMPLE).ids.tolist()
+    with pytest.raises(SampleError, match="SPHINX takes no prompts"):
+        processor(replace(SAMPLE, regions=(Region("point", (0.5, 0.5), 1),)))
+    by_hand = replace(SAMPLE, turns=list(SAMPLE.turns), meta={"input": "a cat"})  # type: ignore[arg-type]
+    assert processor.lengths(by_hand).tokens == len(processor(by_hand)) and len(processor._memo) == 1
+
+
+def test_a_slice_of_a_mapped_shard_is_as_good_as_bytes() -> None:
+    processor = _make()
+    mapped = memoryview(b"before" + _png() + b"after")[6:-5]
+    assert (processor(replace(SAMPLE, images=(mapped,))).pixels == processor(SAMPLE).pixels).all()
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\0b", "\ufeffword", "\u202e" * 50, "x" * 5000, " \n\t"])
+def test_odd_characters_are_tokens_or_one_refusal(text: str) -> None:
+    processor = _make(too_long="truncate_text")
+    sample = replace(SAMPLE, turns=(Turn("human", text), Turn("assistant", f"yes{text}")))
+    try:
+        assert processor.lengths(sample).tokens == len(processor(sample)) <= 200
+    except SampleError as error:
+        assert str(error).startswith("sample a/1: ") and "\n" not in str(error)
+
+
+def test_large_photographs_are_decoded_smaller_and_look_the_same() -> None:
+    sample = replace(SAMPLE, images=(PHOTO.read_bytes(),))
+    small, full = _make(canvas_px=48)(sample).pixels, _make(canvas_px=48, exact_pil=True)(sample).pixels
+    assert small.shape == full.shape and (small != full).any()
+    assert np.abs(small.astype(int) - full).mean() < 2
+
+
+@pytest.mark.parametrize("turns", [1, 5000])
+def test_absurd_lengths_are_refused_before_they_cost_seconds(turns: int) -> None:
+    words = "word " * (200_000 // turns)
+    absurd = replace(SAMPLE, turns=(Turn("human", words), Turn("assistant", words)) * turns)
+    for policy, kind in (("skip", SampleTooLongError), ("truncate_text", SampleError)):
+        with pytest.raises(kind, match=r"the conversation has 20\d+ characters in \d+ turns, a row max_tokens=200"):
+            _make(too_long=policy).lengths(absurd)
 
 
 def test_too_long_names_both_numbers_or_cuts_the_text_only() -> None:
@@ -130,6 +198,7 @@ BAD = {
     "turn 2 is 7, not text": {"turns": (SAMPLE.turns[0], Turn("assistant", 7))},  # type: ignore[arg-type]
     "2 images, but this model takes one": {"images": (_png(), _png())},
     "speaks of an <image> but the sample has none": {"images": ()},
+    "further input is 5, not text": {"meta": {"input": 5}},
     "the image is damaged": {"images": (_png()[:-30],)},
     "the image is empty": {"images": (b"",)},
     "SPHINX takes no prompts": {"regions": (Region("point", (0.5, 0.5), 1),)},

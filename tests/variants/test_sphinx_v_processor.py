@@ -84,7 +84,7 @@ def test_more_prompts_than_slots_get_that_many_slots() -> None:
     assert (ours.slots == Slot.REGION).sum() == 9
     quirky = _make(reference_quirks=True)(_with(*[POINT] * 7))
     assert _rows(quirky)[3] == [4] and (quirky.slots == Slot.REGION).sum() == 6
-    assert _make().lengths(_with(*[POINT] * 7)) == (len(ours), 5)
+    assert _make().lengths(_with(*[POINT] * 7)) == (len(ours), 5, ours.num_targets)
 
 
 def test_a_stroke_is_its_box() -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from bestiary.compose import build
-from bestiary.config import Run, Source
+from bestiary.config import Data, Run, Source
 from bestiary.mllm import MultimodalLM
 from bestiary.schema import Processor
 from bestiary.training.checkpoints import Checkpoint
@@ -26,7 +26,7 @@ from bestiary.training.run_dir import RunDir
 from bestiary.training.stages import apply_stage, parameter_table
 
 if TYPE_CHECKING:
-    from bestiary.training.fit import Summary
+    from bestiary.training.fit import Summary, TrainingData
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +77,21 @@ def choose_run_dir(run: Run, *, sweep_dir: str | None) -> tuple[Path, bool]:
 
 
 def start(
-    run: Run, pieces: Pieces, *, path: Path, resume: bool, config: DictConfig
+    run: Run, pieces: Pieces, *, path: Path, resume: bool, config: DictConfig, data: TrainingData | None = None
 ) -> tuple[RunDir, Checkpoint | None, str | None]:
-    """Opens the run directory and puts the first weights into the model; returns what `fit` asks for."""
+    """Opens the run directory and puts the first weights into the model; returns what `fit` asks for.
+
+    data: the stream, which may refuse to go on from a checkpoint before the directory changes.
+    """
+
+    def accept(checkpoint: Checkpoint) -> None:
+        if data is not None:
+            data.load_states(checkpoint.state.lanes, checkpoint.state.fingerprint)
+
     asked, resolved = OmegaConf.to_yaml(config), OmegaConf.to_yaml(config, resolve=True)
-    directory, checkpoint = open_run(path, resume=resume, stage=run.stage.name, config=asked, resolved=resolved)
+    directory, checkpoint = open_run(
+        path, resume=resume, stage=run.stage.name, config=asked, resolved=resolved, accept=accept
+    )
     log.info("run directory: %s", path)
     if checkpoint is not None:
         return directory, checkpoint, None
@@ -108,20 +118,23 @@ def load_pieces(run: Run, folder: Path, *, accelerator: str, threads: int) -> Pi
 
 
 def source_arguments(run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """(training sources, held-out sources) with their paths below `data.root`."""
+    """(training sources, held-out sources) with their paths below `data.root`; those of weight 0 are left out."""
 
     def placed(sources: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
-        return {n: {**asdict(s), "path": str(Path(run.data.root) / s.path)} for n, s in sources.items() if s.weight}
+        return {n: {**asdict(s), "path": _below(run.data.root, s.path)} for n, s in sources.items() if s.weight != 0}
 
     return placed(run.data.sources), placed(run.data.heldout)
 
 
 def stream_arguments(run: Run) -> dict[str, Any]:
-    """Keyword arguments of the stream: the data settings, the lanes and the seed."""
+    """Keyword arguments of the stream: the data settings, the lanes, the seed, and what a change of it means."""
     taken_elsewhere = ("root", "prepare", "sources", "heldout")
     settings = {k: v for k, v in vars(run.data).items() if k not in taken_elsewhere}
     return {
         **settings,
+        "cache_root": run.data.cache_root or str(Path(run.data.root) / ".remote"),
+        "on_change": run.stream.on_change,
+        "max_steps": run.stage.max_steps,
         "seed": run.seed,
         "num_lanes": run.stage.batch_size,
         "micro_batch": run.stage.micro_batch,
@@ -130,7 +143,7 @@ def stream_arguments(run: Run) -> dict[str, Any]:
 
 def module_arguments(run: Run) -> dict[str, Any]:
     """The seed, and the sources and domains that losses are reported for, in one order on every rank."""
-    used = {name: source for name, source in run.data.sources.items() if source.weight}
+    used = {name: source for name, source in run.data.sources.items() if source.weight != 0}
     return {"seed": run.seed, "sources": list(used), "domains": sorted({source.domain for source in used.values()})}
 
 
@@ -153,9 +166,9 @@ def show_plan(run: Run, missing: Sequence[str]) -> int:
     apply_stage(model, run.stage)
     at_first_use = f"made at first use by {run.data.prepare['_target_']}: {len(missing)}" if run.data.prepare else ""
     absent = [*([] if at_first_use else missing), *_missing_files(run)]
-    used = {name: source for name, source in run.data.sources.items() if source.weight}
-    total = sum(source.weight for source in used.values())
-    mix = [f"  {s.weight / total:6.2%}  {n:<32} {s.domain:<12} {s.path}" for n, s in used.items()]
+    used = {name: source for name, source in run.data.sources.items() if source.weight != 0}
+    shares = asked_shares(run.data)
+    mix = [f"  {shares[n]:>12}  {n:<32} {s.domain:<12} {s.path}" for n, s in used.items()]
     lines = [
         f"stage {run.stage.name} at scale {run.scale}: {run.stage.max_steps:,} steps of {run.stage.batch_size} rows "
         f"of at most {run.data.max_tokens:,} positions, lr {run.stage.optimizer.lr:g}",
@@ -171,6 +184,18 @@ def show_plan(run: Run, missing: Sequence[str]) -> int:
     ]
     show("\n".join(lines))
     return 0
+
+
+def asked_shares(data: Data) -> dict[str, str]:
+    """What the mix asks of each source, in words; as percentages where no sizes of the data are needed to know them."""
+    used = {name: source for name, source in data.sources.items() if source.weight != 0}
+    for kind in ("weight", "count"):
+        numbers = {name: _number(source, kind) for name, source in used.items()}
+        plain = all(not (source.schedule or source.max_epochs) for source in used.values())
+        if plain and all(number is not None for number in numbers.values()):
+            powers = {name: (number or 0.0) ** (1 / data.temperature) for name, number in numbers.items()}
+            return {name: f"{power / sum(powers.values()):.2%}" for name, power in powers.items()}
+    return {name: _in_words(source) for name, source in used.items()}
 
 
 def show_summary(summary: Summary, text: str) -> int:
@@ -195,6 +220,30 @@ def show(text: str) -> None:
     if launched_rank() == 0:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
+
+
+def _number(source: Source, kind: str) -> float | None:
+    """A source's weight or count; a source that says nothing has weight 1."""
+    asked = [source.weight, source.count, source.repeat]
+    if kind == "weight" and asked == [None, None, None]:
+        return 1.0
+    return float(getattr(source, kind)) if getattr(source, kind) is not None else None
+
+
+def _in_words(source: Source) -> str:
+    cap = f", at most {source.max_epochs:g} passes" if source.max_epochs else ""
+    if source.schedule:
+        return "weight " + " -> ".join(f"{weight:g} at {step}" for step, weight in source.schedule) + cap
+    if source.repeat is not None:
+        return f"{source.repeat:g} passes{cap}"
+    return (f"{source.count:g} samples" if source.count is not None else f"weight {_number(source, 'weight'):g}") + cap
+
+
+def _below(root: str, path: str) -> str:
+    """A path below the root, unless it stands for itself: an address or an absolute path."""
+    if "://" in path:
+        return path
+    return f"{root.rstrip('/')}/{path}" if "://" in root else str(Path(root) / path)
 
 
 def _missing_files(run: Run) -> list[str]:

@@ -24,6 +24,7 @@ from bestiary.training.callbacks.saving import Saving
 from bestiary.training.callbacks.wandb_watch import WandbWatch
 from bestiary.training.checkpoints import Checkpoint, CheckpointError, TrainState
 from bestiary.training.flops import estimate
+from bestiary.training.mix import notes_of, write_changes, write_mix
 from bestiary.training.model_state import load_model_tensors
 from bestiary.training.module import MLLMModule
 from bestiary.training.parents import check_identity
@@ -44,7 +45,16 @@ class TrainingData(Protocol):
         """JSON-like facts that shape the sequence of rows."""
 
     def load_states(self, states: Mapping[int, bytes], fingerprint: Mapping[str, Any]) -> int:
-        """Go on after these states (lane -> bytes, all lanes); returns the next step. Refuses another fingerprint."""
+        """Go on after these states (lane -> bytes, all lanes); returns the next step.
+
+        A stream of another fingerprint is treated as its policy says: refused, mixed anew, or begun again.
+        """
+
+    def explain_change(self, states: Mapping[int, bytes], fingerprint: Mapping[str, Any]) -> list[str]:
+        """What `load_states` will change in the sequence of rows, one line each; nothing for the same stream."""
+
+    def shares(self, step: int) -> Mapping[str, float]:
+        """The resolved share of every source at a step, from 0, in the unit of the mix."""
 
     def losses(self, states: Sequence[bytes]) -> list[str]:
         """What was left out up to these states, one line each."""
@@ -97,10 +107,11 @@ def fit(
     logger = logger or Logger(wandb=False, progress=False)
     prepare_machine(cluster)
     stage, is_writer = module.stage, launched_rank() == 0
+    stream, totals = cast(TrainingData, data), checkpoint.state.totals if checkpoint else Totals()
+    changes = restore(module, data, checkpoint, identity or {}) if checkpoint is not None else []
     state = _first_state(module, data, identity or {}, config or {}, cluster)
-    if checkpoint is not None:
-        restore(module, data, checkpoint, identity or {})
     if is_writer:
+        write_changes(run, module.step, changes, totals)
         run.update(
             state="running", stage=stage.name, max_steps=stage.max_steps, **({"parent": parent} if parent else {})
         )
@@ -111,9 +122,9 @@ def fit(
         if is_writer and logger.progress:
             view = ProgressView(name=stage.name, start=module.step, max_steps=stage.max_steps)
             listeners.append(stack.enter_context(view))
-        wandb = _wandb(run, module, logger, config or {}) if is_writer and logger.wandb else None
+        wandb = _wandb(run, module, stream, logger, config or {}) if is_writer and logger.wandb else None
         listeners += [wandb] if wandb else []
-        clock, totals = StepClock(), checkpoint.state.totals if checkpoint else Totals()
+        clock = StepClock()
         recorder = Recorder(
             run, clock, totals, estimate(module.model), precision=cluster.precision, listeners=listeners
         )
@@ -127,6 +138,7 @@ def fit(
             keep=stage.keep_checkpoints,
             max_steps=stage.max_steps,
             resumed=checkpoint,
+            left_out=stream.losses,
         )
         evaluating = None
         if evaluate is not None:
@@ -140,20 +152,33 @@ def fit(
                 at_start=stage.eval_at_start,
                 on_result=show,
             )
-        return _run(module, data, run, cluster, _Watchers(recorder, saving, evaluating, wandb), requests)
+        settings = (config or {}).get("data", {})
+        if is_writer:
+            write_mix(run, module.step, totals, stream.shares, settings)
+        summary = _run(module, data, run, cluster, _Watchers(recorder, saving, evaluating, wandb), requests)
+        if is_writer:
+            write_mix(run, module.step, totals, stream.shares, settings)
+        return summary
 
 
-def restore(module: MLLMModule, data: LightningDataModule, checkpoint: Checkpoint, identity: Mapping[str, str]) -> None:
-    """Put weights, stream and step counter back; moments follow when the optimiser exists."""
+def restore(
+    module: MLLMModule, data: LightningDataModule, checkpoint: Checkpoint, identity: Mapping[str, str]
+) -> list[str]:
+    """Put weights, stream and step counter back; moments follow when the optimiser exists.
+
+    Returns what changes in the stream, one line each.
+    """
     stream = cast(TrainingData, data)
     check_identity(checkpoint.state.identity, identity, where=f"checkpoint {checkpoint.path}")
     absent = frozenset(checkpoint.state.absent)
     load_model_tensors(module.model, checkpoint.model(), where=f"checkpoint {checkpoint.path}", may_lack=absent)
+    changes = stream.explain_change(checkpoint.state.lanes, checkpoint.state.fingerprint)
     step = stream.load_states(checkpoint.state.lanes, checkpoint.state.fingerprint)
     if step != checkpoint.state.step:
         raise CheckpointError(f"{checkpoint.path} is of step {checkpoint.state.step} but its lanes are at step {step}")
     module.step = step
     log.info("resuming at step %d from %s", module.step, checkpoint.path)
+    return changes
 
 
 def prepare_machine(cluster: Cluster) -> None:
@@ -270,7 +295,9 @@ def _first_state(
     )
 
 
-def _wandb(run: RunDir, module: MLLMModule, logger: Logger, config: Mapping[str, Any]) -> WandbWatch:
+def _wandb(
+    run: RunDir, module: MLLMModule, stream: TrainingData, logger: Logger, config: Mapping[str, Any]
+) -> WandbWatch:
     return WandbWatch(
         run,
         project=logger.project,
@@ -278,6 +305,8 @@ def _wandb(run: RunDir, module: MLLMModule, logger: Logger, config: Mapping[str,
         job_type=module.stage.name,
         config=config,
         log_every=module.stage.log_every,
+        asked=stream.shares,
+        notes=notes_of(run),
     )
 
 

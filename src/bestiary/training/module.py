@@ -1,7 +1,8 @@
 """The shared LightningModule: one Lightning step is one optimiser step over a rank's micro-batches.
 
-The loss is the sum of token losses over the global number of target tokens (all ranks, all micro-batches), so the same
-global batch gives the same gradient for every split. Lightning runs the loop and the strategy; the step itself is
+The loss is the sum of token losses over the global number of target tokens (all ranks, all micro-batches), each token
+weighted in both sums by its sample's loss weight, so the same global batch gives the same gradient for every split.
+Lightning runs the loop and the strategy; the step itself is
 written out here (manual optimisation), because averages of averages are what automatic accumulation would give.
 """
 
@@ -30,7 +31,10 @@ from bestiary.training.report import (
     count_step,
     gather_objects,
     keys_by_lane,
+    loss_weights,
+    seen_samples,
     states_by_lane,
+    sum_by_segment,
     sum_losses,
 )
 from bestiary.training.schedule import lr_at_step
@@ -109,8 +113,8 @@ class MLLMModule(LightningModule):
         lr = self.learning_rate(self.step)
         set_lr(optimizer.optimizer, lr)
         counts = self._over_ranks(count_step(batch, self.sources, self.domains).to(self.device))
-        losses = self._backward(batch, counts[NAMED_COUNTS.index("targets")])
-        sums = self._sums(batch, losses)
+        losses = self._backward(batch, counts[-1])
+        sums, sums_by_segment = self._sums(batch, losses)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         norm = clip_gradients(self.trainer.strategy, parameters, self.stage.clip_norm)
         optimizer.step()
@@ -118,7 +122,8 @@ class MLLMModule(LightningModule):
         norm = norm_after_step(self.trainer.strategy) if norm is None else norm
         signals = torch.tensor(self.stop_signals(), dtype=torch.float64, device=self.device)
         summed = self._over_ranks(torch.cat([sums, signals]))
-        packed = torch.cat([counts, summed, norm.detach().double().reshape(1)]).tolist()  # the step's one transfer
+        norm = norm.detach().double().reshape(1)
+        packed = torch.cat([counts, summed, norm, sums_by_segment]).tolist()  # the step's one transfer
         self.step += 1
         self.report = self._unpack(packed, batch, lr)
         if not (math.isfinite(self.report.loss) and math.isfinite(self.report.grad_norm)):
@@ -135,30 +140,39 @@ class MLLMModule(LightningModule):
             min_lr=schedule.min_lr,
         )
 
-    def _backward(self, batches: list[Batch], global_targets: torch.Tensor) -> list[TokenLosses]:
-        """Gradients of the global mean; returns each micro-batch's token losses, detached."""
+    def _backward(self, batches: list[Batch], global_weight: torch.Tensor) -> list[TokenLosses]:
+        """Gradients of the global mean; returns each micro-batch's token losses, detached and unweighted.
+
+        global_weight: sum of the loss weights of all target tokens, over ranks and micro-batches.
+        """
         # Strategies average gradients over ranks: the world size undoes it, the division by the global count stays.
-        scale = (self.trainer.world_size / global_targets.clamp(min=1)).float()
+        scale = (self.trainer.world_size / torch.where(global_weight > 0, global_weight, 1.0)).float()
         detached = []
         for number, batch in enumerate(batches, 1):
             losses: TokenLosses = call_model(self.trainer.strategy, self.model, batch)
             assert len(losses.values) == batch.num_targets, (
                 f"step {self.step}: {len(losses.values)} token losses but {batch.num_targets} target positions"
             )
+            weights = loss_weights(batch, losses.values.device)
+            values = losses.values if weights is None else losses.values * weights.float()[losses.segment]
             with accumulating(self.trainer.strategy, self.model, last=number == len(batches)):
-                self.manual_backward(losses.values.sum() * scale)
+                self.manual_backward(values.sum() * scale)
             detached.append(replace(losses, values=losses.values.detach()))
         return detached
 
-    def _sums(self, batches: list[Batch], losses: list[TokenLosses]) -> torch.Tensor:
-        """This rank's loss sums by source, then by domain, float64."""
+    def _sums(self, batches: list[Batch], losses: list[TokenLosses]) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's loss sums by source, then by domain, then the weighted one; and the sum of every segment."""
         total = torch.zeros(len(self.sources) + len(self.domains), dtype=torch.float64, device=self.device)
+        weighted, segments = total.new_zeros(1), []
         for batch, found in zip(batches, losses, strict=True):
             by_source = [self.sources.index(s.source) for s in batch.segments]
             by_domain = [self.domains.index(s.domain) for s in batch.segments]
             parts = [(by_source, len(self.sources)), (by_domain, len(self.domains))]
             total += torch.cat([sum_losses(found.values, found.segment, labels, n) for labels, n in parts])
-        return total
+            segments.append(sum_by_segment(found.values, found.segment, len(batch.segments)))
+            weights = loss_weights(batch, self.device)
+            weighted += (segments[-1] if weights is None else segments[-1] * weights).sum()
+        return torch.cat([total, weighted]), torch.cat(segments)
 
     def _over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over ranks."""
@@ -178,12 +192,13 @@ class MLLMModule(LightningModule):
 
         counts = {name: int(value) for name, value in take(NAMED_COUNTS).items()}
         samples, tokens, targets = (whole(take(self.sources.names)) for _ in range(3))
-        domain_targets = whole(take(self.domains.names))
+        domain_targets, weight = whole(take(self.domains.names)), next(values)
         source_sums, domain_sums = take(self.sources.names), take(self.domains.names)
-        signals = (int(next(values)), int(next(values)))
+        weighted_sum, signals = next(values), (int(next(values)), int(next(values)))
         return StepReport(
             step=self.step,
             loss=sum(source_sums.values()) / max(1, counts["targets"]),
+            weighted_loss=weighted_sum / (weight or 1.0) if counts["weighted"] else None,
             lr=lr,
             grad_norm=next(values),
             counts=counts,
@@ -195,6 +210,7 @@ class MLLMModule(LightningModule):
             stop_signals=signals,
             keys=keys_by_lane(batches),
             states=states_by_lane(batches),
+            samples=tuple(seen_samples(batches, values)),
         )
 
     def _blame(self, batches: list[Batch], losses: list[TokenLosses], report: StepReport) -> str:
@@ -216,7 +232,8 @@ class MLLMModule(LightningModule):
         what = f"loss {report.loss}" if is_loss else f"gradient norm {report.grad_norm} (loss {report.loss:.4g})"
         return (
             f"step {report.step}: {what} at lr {report.lr:.3g}; {'; '.join(named[:16])}. "
-            "Leave these samples out, or resume from the last checkpoint with a lower stage.optimizer.lr"
+            "Leave these samples out (data.skip=, a file of source<tab>key lines), or resume from the last checkpoint "
+            "with a lower stage.optimizer.lr"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 
 _NEUTRAL = ("cluster.", "logger.", "suite.", "run_dir", "resume", "parent", "dry_run", "attention")
 """Settings that may differ between a run and its resumption without changing what it computes."""
+
+_OF_THE_STREAM = ("data.", "stream.")
+"""Settings whose changes the stream itself judges: it refuses them, or says what they change in the rows to come."""
 
 
 def resume_path(resume: str | None, runs_root: Path, stage: str) -> Path | None:
@@ -45,11 +48,20 @@ def resume_path(resume: str | None, runs_root: Path, stage: str) -> Path | None:
     return max(alive)[1] if alive else None
 
 
-def open_run(path: Path, *, resume: bool, stage: str, config: str, resolved: str) -> tuple[RunDir, Checkpoint | None]:
+def open_run(
+    path: Path,
+    *,
+    resume: bool,
+    stage: str,
+    config: str,
+    resolved: str,
+    accept: Callable[[Checkpoint], object] | None = None,
+) -> tuple[RunDir, Checkpoint | None]:
     """The run directory, made anew or opened to go on from its newest complete checkpoint (None: from step 0).
 
-    config, resolved: YAML text. Of several ranks only the first writes; all read the same checkpoint. The directory
-    stays locked until the process ends, so that no second process trains in it.
+    config, resolved: YAML text. accept: raises where the run cannot go on from its checkpoint; called before anything
+    in the directory changes, so a refused resume leaves the run as it was. Of several ranks only the first writes; all
+    read the same checkpoint. The directory stays locked until the process ends, so that no second process trains in it.
     """
     run = RunDir(path)
     is_writer = launched_rank() == 0
@@ -67,6 +79,8 @@ def open_run(path: Path, *, resume: bool, stage: str, config: str, resolved: str
         raise CheckpointError(
             f"{path} is a run of stage {checkpoint.state.stage}, not of {stage}; use it as parent={path}"
         )
+    elif accept is not None:
+        accept(checkpoint)
     if is_writer:
         _warn_of_changes(run, resolved)
         run.reopen(step)
@@ -104,7 +118,7 @@ def _warn_of_changes(run: RunDir, resolved: str) -> None:
     before = (run.path / "config.resolved.yaml").read_text(encoding="utf-8")
     old, new = (flatten(OmegaConf.to_container(OmegaConf.create(text))) for text in (before, resolved))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    changed = [key for key in changed if not key.startswith(_NEUTRAL)]
+    changed = [key for key in changed if not key.startswith((*_NEUTRAL, *_OF_THE_STREAM))]
     for key in changed:
         log.warning(
             "resume: %s was %s and is now %s; the run will not equal an uninterrupted one",

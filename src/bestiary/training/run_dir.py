@@ -18,7 +18,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
+
+from bestiary.training.flight import FlightRecorder
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class Status:
 
 
 class JsonLines:
-    """An append-only log of records with a `step`, flushed line by line."""
+    """An append-only log of records whose `step` never falls, flushed line by line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,73 +78,53 @@ class JsonLines:
 
     def read(self) -> list[dict[str, Any]]:
         """All complete records; a last line that a kill cut short is left out."""
-        return list(self._records())
+        return list(self.steps())
+
+    def steps(self, first: int = 0, last: int | None = None) -> Iterator[dict[str, Any]]:
+        """The records of these steps, both included (None: to the end); found by bisection, the rest is not read."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._end_of(file, first - 1))
+            for line in file:
+                if not line.endswith(b"\n"):
+                    log.warning("%s: the last line is incomplete and left out", self.path)
+                    return
+                record = json.loads(line)
+                if last is not None and record["step"] > last:
+                    return
+                yield record
 
     def cut_after(self, step: int) -> None:
         """Drop the records of later steps and a half-written end."""
         if self.path.exists():
-            kept = [json.dumps(r) for r in self._records() if r["step"] <= step]
-            write_atomic(self.path, "".join(line + "\n" for line in kept))
-
-    def _records(self) -> Iterator[dict[str, Any]]:
-        if not self.path.exists():
-            return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        for number, line in enumerate(lines, 1):
-            if not line.endswith("\n"):
-                log.warning("%s: line %d is incomplete and left out", self.path, number)
-                return
-            yield json.loads(line)
-
-
-class FlightRecorder:
-    """Which sample keys went into which step: JSON lines in zstandard frames, one frame a `flush`.
-
-    A line is {"step": completed steps, "lanes": {lane: [keys]}}; whole frames are appended, so a kill loses at most
-    the lines not yet flushed, and those steps are trained again on resume.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, records: list[dict[str, Any]]) -> None:
-        """Write one frame."""
-        import zstandard
-
-        if records:
-            text = "".join(json.dumps(r) + "\n" for r in records)
-            with self.path.open("ab") as file:
-                file.write(zstandard.ZstdCompressor(level=9).compress(text.encode()))
-                file.flush()
+            with self.path.open("r+b") as file:
+                file.truncate(self._end_of(file, step))
                 os.fsync(file.fileno())
 
-    def read(self) -> list[dict[str, Any]]:
-        """All records of complete frames."""
-        import zstandard
-
-        if not self.path.exists():
-            return []
-        data, records = self.path.read_bytes(), []
-        while data:
-            frame = zstandard.ZstdDecompressor().decompressobj()
-            text = frame.decompress(data)
-            if not frame.eof:
-                log.warning("%s: the last frame is incomplete and left out", self.path)
-                break
-            records += [json.loads(line) for line in text.decode().splitlines()]
-            data = frame.unused_data
-        return records
-
-    def cut_after(self, step: int) -> None:
-        """Drop the records of later steps."""
-        if self.path.exists():
-            kept = [r for r in self.read() if r["step"] <= step]
-            self.path.unlink()
-            self.append(kept)
+    def _end_of(self, file: IO[bytes], step: int) -> int:
+        """Bytes up to and including the last record of this step or an earlier one."""
+        low, high = 0, os.fstat(file.fileno()).st_size
+        while low < high:  # lines before `low` are kept, lines that begin at `high` or later are not
+            middle = (low + high) // 2
+            file.seek(max(low, middle - 1))
+            if middle > low:
+                file.readline()  # to the first line that begins at `middle` or later
+            start = file.tell()
+            line = file.readline() if start < high else b""
+            if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                low = start + len(line)
+            else:
+                high = middle
+        return low
 
 
 class RunDir:
-    """The paths and small files of one run."""
+    """The paths and small files of one run.
+
+    changes: what a resume changed in the stream {step, time, lines}. left_out: samples that were skipped or damaged up
+    to a checkpoint {step, lines}, written where a checkpoint finds more than the one before. mix: see `write_mix`.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -150,6 +132,8 @@ class RunDir:
         self.eval = self.path / "eval"
         self.metrics = JsonLines(self.path / "metrics.jsonl")
         self.evaluations = JsonLines(self.eval / "history.jsonl")
+        self.changes = JsonLines(self.path / "changes.jsonl")
+        self.left_out = JsonLines(self.path / "left_out.jsonl")
         self.samples = FlightRecorder(self.path / "samples.jsonl.zst")
         self._lock: int | None = None
 
@@ -212,8 +196,9 @@ class RunDir:
 
     def reopen(self, step: int) -> None:
         """Go on from `step`: cut every log back to it and count the restart."""
-        for journal in (self.metrics, self.evaluations, self.samples):
+        for journal in (self.metrics, self.evaluations, self.left_out, self.samples):
             journal.cut_after(step)
+        self.changes.cut_after(step - 1)  # a change is written again if it still is one
         status = self.status
         self._write(replace(status, state="running", step=step, restarts=status.restarts + 1, error=None))
         self.write_environment()

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from bestiary.training.flight import FlightStep, SeenSample
 from bestiary.training.flops import StepFlops, peak_flops, with_images
 from bestiary.training.module import MLLMModule
 from bestiary.training.report import StepReport, Totals, gather_objects, metrics_record
@@ -70,7 +71,7 @@ class Recorder(Callback):
         self.listeners = listeners
         self._peak: float | None = None
         self._sees_images = False
-        self._flights: list[dict[str, Any]] = []
+        self._flights: list[tuple[int, tuple[SeenSample, ...]]] = []
         self._steps = 0
         self._beat = 0.0
 
@@ -99,7 +100,7 @@ class Recorder(Callback):
         """One line of metrics."""
         report = report_of(pl_module)
         self.totals.add(report)
-        self._flights.append({"step": report.step, "lanes": report.keys})
+        self._flights.append((report.step, report.samples))
         if report.step % FLUSH_STEPS == 0:
             self.flush()
         seconds = self.clock.lap()
@@ -128,13 +129,12 @@ class Recorder(Callback):
     def flush(self) -> None:
         """Write the flight recorder's lines of all ranks; every rank calls at the same step."""
         gathered = gather_objects(self._flights)
-        merged = []
-        for parts in zip(*gathered, strict=True):
-            lanes = {lane: keys for part in parts for lane, keys in part["lanes"].items()}
-            merged.append({"step": parts[0]["step"], "lanes": {str(lane): lanes[lane] for lane in sorted(lanes)}})
         self._flights = []
         if self._is_writer:
-            self.run.samples.append(merged)
+            steps = zip(*gathered, strict=True)
+            self.run.samples.append(
+                [FlightStep.of(parts[0][0], (s for _, samples in parts for s in samples)) for parts in steps]
+            )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Only rank 0 writes."""

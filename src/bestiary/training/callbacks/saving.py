@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ class Saving(Callback):
     """Restores a checkpoint's optimiser at the start and writes checkpoints at step boundaries.
 
     state: the facts every checkpoint repeats (stage, seed, fingerprint, identity, config); step, totals and lanes are
-    filled in when one is written. trainable_only: leave frozen weights out and list them as absent.
+    filled in when one is written. trainable_only: leave frozen weights out and list them as absent. left_out: lanes'
+    states to one line for each kind of sample that was skipped or damaged up to them.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Saving(Callback):
         max_steps: int,
         resumed: Checkpoint | None = None,
         trainable_only: bool = False,
+        left_out: Callable[[Sequence[bytes]], list[str]] = lambda states: [],
     ) -> None:
         self.run = run
         self.clock = clock
@@ -52,6 +54,8 @@ class Saving(Callback):
         self.max_steps = max_steps
         self.resumed = resumed
         self.trainable_only = trainable_only
+        self.left_out = left_out
+        self._lines: list[str] | None = None
         self.last: Path | None = resumed.path if resumed else None
         self.stopped_by: tuple[int, int] = (0, 0)
         self.lanes: list[bytes] = []
@@ -98,6 +102,7 @@ class Saving(Callback):
         rng = _numbered(gather_objects(checkpoints.rng_states()))
         self.lanes = [lanes[lane] for lane in sorted(lanes)]
         if keep:
+            self._record_left_out(report.step)
             absent = self._absent(module) if self.trainable_only else []
             state = replace(self.state, step=report.step, totals=self.recorder.totals, lanes=lanes, absent=absent)
             weights = {name: value for name, value in model.items() if name not in set(absent)}
@@ -106,6 +111,16 @@ class Saving(Callback):
             )
             self.run.update(step=report.step)
         trainer.strategy.barrier("checkpoint")
+
+    def _record_left_out(self, step: int) -> None:
+        """Into the run directory, where it is not what the checkpoint before said."""
+        if self._lines is None:
+            said = self.run.left_out.read()
+            self._lines = said[-1]["lines"] if said else []
+        lines = self.left_out(self.lanes)
+        if lines != self._lines:
+            self.run.left_out.append({"step": step, "lines": lines})
+            self._lines = lines
 
     def _absent(self, module: MLLMModule) -> list[str]:
         """State names that do not train."""

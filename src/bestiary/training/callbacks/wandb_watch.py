@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from bestiary.training.mix import Asked
 from bestiary.training.report import StepReport
 from bestiary.training.run_dir import RunDir
 
 _HOST = "https://api.wandb.ai"
 _SECTIONS = {
     "loss": "train/loss",
+    "weighted_loss": "train/weighted_loss",
     "lr": "optim/lr",
     "grad_norm": "optim/grad_norm",
     "tokens_per_s": "perf/tokens_per_s",
@@ -31,11 +33,15 @@ _NESTED = {
     "loss_by_source": "source_loss",
     "mix_samples": "mix_samples",
     "mix_tokens": "mix_tokens",
+    "mix_targets": "mix_targets",
 }
 
 
 class WandbWatch:
-    """One wandb run beside the run directory. Steps are its x-axis, so a resumed run may log a step again."""
+    """One wandb run beside the run directory. Steps are its x-axis, so a resumed run may log a step again.
+
+    asked: the resolved shares at a step, shown as `mix_asked` beside what was achieved. notes: of the run, as text.
+    """
 
     def __init__(
         self,
@@ -46,12 +52,15 @@ class WandbWatch:
         job_type: str,
         config: Mapping[str, Any],
         log_every: int = 1,
+        asked: Asked | None = None,
+        notes: str = "",
     ) -> None:
         import wandb
 
         identity = run.status.wandb_id or secrets.token_hex(4)
         run.update(wandb_id=identity)
         self.log_every = log_every
+        self.asked = asked
         self._run = wandb.init(
             project=project,
             group=group,
@@ -60,6 +69,7 @@ class WandbWatch:
             name=run.path.name,
             dir=run.path,
             config=dict(config),
+            notes=notes or None,
             mode="online" if is_logged_in() else "offline",
             resume="allow",
             settings=wandb.Settings(silent=True, console="off"),
@@ -70,7 +80,9 @@ class WandbWatch:
     def __call__(self, report: StepReport, record: dict[str, Any]) -> None:
         """Log a step (every `log_every`)."""
         if report.step % self.log_every == 0:
-            self._run.log({"step": report.step, **flat(record)})
+            asked = self.asked(report.step - 1) if self.asked else {}
+            wanted = {f"mix_asked/{name}": share for name, share in asked.items()}
+            self._run.log({"step": report.step, **flat(record), **wanted})
 
     def log_evaluation(self, step: int, found: Mapping[str, Any]) -> None:
         """Log scores, panels and tables, as `callbacks.evaluating` describes them."""

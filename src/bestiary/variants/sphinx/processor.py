@@ -8,15 +8,17 @@ tokenised and measured before the image is decoded, so a sample that cannot be u
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from bestiary.schema import (
     IGNORE,
     Example,
+    Lengths,
     RegionRows,
     Sample,
     SampleError,
@@ -25,9 +27,17 @@ from bestiary.schema import (
     Turn,
 )
 from bestiary.text import chat
+from bestiary.text.memo import Encoded, EncodedMemo
 from bestiary.text.tokenizer import load_tokenizer
+from bestiary.vision.canvas import Picture, canvas_CHW, eighths_for_square
 from bestiary.vision.geometry import square_canvas
-from bestiary.vision.image import decode_rgb
+from bestiary.vision.image import decode
+
+_PIXELS = "canvas-2"
+"""How pixels are made; another word wherever they change, so that no saved run mistakes one for the other."""
+
+_CHARS_PER_TOKEN = 64
+"""More than any piece of a vocabulary covers on average: a text of more characters is too long without being read."""
 
 Rng = np.random.Generator | np.random.RandomState
 TOO_LONG = ("error", "skip", "truncate_text")
@@ -46,7 +56,8 @@ class SphinxProcessor:
         SampleTooLongError, and the stream decides.
     reference_quirks: what the published loader does where ours differs: labels by search, the right cut, empty answers,
         prompts verbatim, id 0 never learned.
-    exact_pil: Pillow's resampling instead of the faster one at most two grey levels away.
+    exact_pil: every pixel decoded and Pillow's resampling, instead of the faster ways: at most two grey levels away,
+        and large photographs decoded at a few eighths of their size.
     """
 
     def __init__(
@@ -79,6 +90,7 @@ class SphinxProcessor:
             self._chat = chat.template_named(template)
             self._prompt_chat = chat.template_named(self._chat.prompt) if self._chat.prompt else self._chat
         self._stops = self._find_stops()
+        self._memo = EncodedMemo()
         self._require_room(image_rows)
 
     # The contract of schema.Processor
@@ -86,7 +98,7 @@ class SphinxProcessor:
     def __call__(self, sample: Sample, *, rng: Rng | None = None) -> Example:
         """A training example; see `schema.Processor`."""
         with _naming(sample):
-            ids, labels = self._training_text(sample)
+            ids, labels = self._remembered(sample) or self._encoded(sample)
             return self._example(sample, ids, labels, rng)
 
     def prompt(self, sample: Sample) -> Example:
@@ -94,7 +106,7 @@ class SphinxProcessor:
         with _naming(sample):
             ids = self._prompt_text(sample)
             self._require_fit(sample, len(ids))
-            return self._example(sample, ids, [IGNORE] * len(ids), None)
+            return self._example(sample, np.array(ids), np.full(len(ids), IGNORE), None)
 
     def stop_sequences(self) -> list[list[int]]:
         """EOS, and the end signal's ids after a space and right after other characters."""
@@ -106,19 +118,34 @@ class SphinxProcessor:
 
     # For the stream
 
-    def lengths(self, sample: Sample) -> tuple[int, int]:
-        """(positions, views) of the training example, without decoding its image."""
+    def lengths(self, sample: Sample) -> Lengths:
+        """The room of the training example, without decoding its image; what was tokenised serves the next call."""
         with _naming(sample):
-            ids, _ = self._training_text(sample)
-            return len(ids) + self._num_visual(sample), self.num_views * len(sample.images)
+            ids, labels = encoded = self._encoded(sample)
+            key = _text_key(sample)
+            if key is not None:
+                self._memo.put(key, encoded)
+            return Lengths(
+                tokens=len(ids) + self._num_visual(sample),
+                views=self.num_views * len(sample.images),
+                targets=int(np.count_nonzero(labels[1:] != IGNORE)),
+            )
 
     def fingerprint(self) -> str:
         """A digest of everything that shapes examples: the settings and the tokenizer's content."""
         settings = {k: v for k, v in sorted(vars(self).items()) if isinstance(v, str | int | bool)}
-        told = f"{type(self).__name__} {settings} {self.tokenizer.sha256}"
+        told = f"{type(self).__name__} {settings} {self.tokenizer.sha256} {_PIXELS}"
         return hashlib.sha256(told.encode()).hexdigest()
 
     # Text
+
+    def _remembered(self, sample: Sample) -> Encoded | None:
+        key = _text_key(sample)
+        return None if key is None else self._memo.take(key)
+
+    def _encoded(self, sample: Sample) -> Encoded:
+        ids, labels = self._training_text(sample)
+        return np.array(ids, dtype=np.int32), np.array(labels, dtype=np.int32)
 
     def _training_text(self, sample: Sample) -> tuple[list[int], list[int]]:
         turns = self._turns(sample)
@@ -129,7 +156,7 @@ class SphinxProcessor:
             raise ValueError("an assistant answer is empty; fill it or drop the turn")
         if self._chat is None:
             question, answer = self._single(turns)
-            prompt = chat.single_turn_prompt(self.template, question, sample.meta.get("input"))
+            prompt = chat.single_turn_prompt(self.template, question, _context(sample))
             ids, labels = chat.encode_single_turn(self.tokenizer, prompt, answer)
         else:
             rendered = chat.render(self._chat, turns)
@@ -147,7 +174,7 @@ class SphinxProcessor:
         if self._prompt_chat is None:
             if len(turns) != 1:
                 raise ValueError(f"template {self.template} takes one question, not {len(turns)} turns")
-            text = chat.single_turn_prompt(self.template, turns[0].text, sample.meta.get("input"))
+            text = chat.single_turn_prompt(self.template, turns[0].text, _context(sample))
         else:
             text = chat.render(self._prompt_chat, turns, is_open=True).text
         return chat.encode_prompt(self.tokenizer, text)
@@ -159,7 +186,9 @@ class SphinxProcessor:
             if turn.role not in ("human", "assistant"):
                 raise ValueError(f"turn {number} has role {turn.role!r}; use human or assistant")
             if not isinstance(turn.text, str):
-                raise ValueError(f"turn {number} is {turn.text!r}, not text; write it as a string")
+                raise ValueError(f"turn {number} is {turn.text!r:.40}, not text; write it as a string")
+            _require_unicode(turn.text, f"turn {number}")
+        self._require_sane(sample)
         verbatim = verbatim or (self._chat is None and self.reference_quirks)
         if verbatim:
             return list(sample.turns)
@@ -173,6 +202,7 @@ class SphinxProcessor:
 
     def _check(self, sample: Sample) -> None:
         """Raises for what this model cannot mean."""
+        _context(sample)
         if not sample.turns:
             raise ValueError("the conversation is empty; give it a human and an assistant turn")
         if len(sample.images) > 1:
@@ -212,6 +242,17 @@ class SphinxProcessor:
                 f"frame of a conversation {num_text}; set max_tokens well above {num_visual + num_text}"
             )
 
+    def _require_sane(self, sample: Sample) -> None:
+        """Raises for a text that fits no row whatever its tokens are, before seconds go into tokenising it."""
+        num_chars = sum(len(turn.text) + 1 for turn in sample.turns) + len(_context(sample) or "")
+        if num_chars <= _CHARS_PER_TOKEN * self.max_tokens:
+            return
+        told = f"the conversation has {num_chars} characters in {len(sample.turns)} turns, a row max_tokens="
+        told += f"{self.max_tokens}; split it"
+        if self.too_long == "truncate_text":
+            raise ValueError(told)
+        raise SampleTooLongError(sample.key, told, num_chars // _CHARS_PER_TOKEN, self.max_tokens)
+
     def _cut(self, sample: Sample, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
         if self.too_long != "truncate_text":
             self._require_fit(sample, len(ids))
@@ -234,14 +275,20 @@ class SphinxProcessor:
 
     # Pixels and the whole
 
-    def _example(self, sample: Sample, ids: list[int], labels: list[int], rng: Rng | None) -> Example:
+    def _pixels(self, picture: Picture) -> np.ndarray:
+        if self.exact_pil:
+            canvas_HWC = square_canvas(picture.pixels_HWC, self.canvas_px, exact_pil=True)
+            return np.ascontiguousarray(canvas_HWC.transpose(2, 0, 1))
+        return canvas_CHW(picture, self.canvas_px)
+
+    def _example(self, sample: Sample, ids: np.ndarray, labels: np.ndarray, rng: Rng | None) -> Example:
         regions: RegionRows | None = None
         pixels = np.zeros((0, 3, self.canvas_px, self.canvas_px), dtype=np.uint8)
         if sample.images:
-            rgb_HWC = decode_rgb(sample.images[0])
-            canvas_SSC = square_canvas(rgb_HWC, self.canvas_px, exact_pil=self.exact_pil)
-            pixels = np.ascontiguousarray(canvas_SSC.transpose(2, 0, 1))[None]
-            regions = self._region_rows(sample, rgb_HWC.shape[1], rgb_HWC.shape[0], rng)
+            eighths = None if self.exact_pil else partial(eighths_for_square, side_px=self.canvas_px)
+            picture = decode(sample.images[0], eighths=eighths, has_spare_byte=not self.exact_pil)
+            pixels = self._pixels(picture)[None]
+            regions = self._region_rows(sample, picture.width, picture.height, rng)
         num_image, num_region = self.image_rows * len(sample.images), self._num_region_rows(sample)
         slots = np.full(len(ids) + num_image + num_region, Slot.TEXT, dtype=np.uint8)
         slots[1 : 1 + num_image] = Slot.IMAGE
@@ -264,6 +311,35 @@ class SphinxProcessor:
 
     def _region_rows(self, sample: Sample, width: int, height: int, rng: Rng | None) -> RegionRows | None:
         return None
+
+
+def _context(sample: Sample) -> str | None:
+    """The further input of a single question."""
+    context = sample.meta.get("input")
+    if context is not None and not isinstance(context, str):
+        raise ValueError(f"its further input is {context!r:.40}, not text; write it as a string")
+    _require_unicode(context or "", "its further input")
+    return context
+
+
+def _require_unicode(text: str, where: str) -> None:
+    """Raises for half a surrogate pair, which JSON can spell and no tokenizer reads."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            odd = text[error.start]
+            raise ValueError(f"{where} holds the lone surrogate {odd!a}; write the text as UTF-8") from error
+
+
+def _text_key(sample: Sample) -> Hashable | None:
+    """What shapes a sample's text and what it is checked for; None where that cannot be told in a key."""
+    key = (sample.turns, len(sample.images), sample.regions, sample.meta.get("input"))
+    try:
+        hash(key)
+    except TypeError:  # made by hand with lists in it
+        return None
+    return key
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""LLaVA's JSON: `{"id", "image": name or names, "conversations": [{"from": "human", "value": "<image>\\n..."}, ...]}`.
+
+The words stay verbatim, `<image>` included: the k-th tag is where the k-th picture stands. `id`, `image` (the names)
+and every field the format does not know stay in `meta`. Speakers are human, user, gpt and assistant, in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bestiary.schema import Sample
+from data_modules.adapters.conversations import check_system_policy, check_tags, read_conversation
+from data_modules.adapters.fields import Fields
+from data_modules.adapters.files import domain_of, identity_of
+from data_modules.adapters.images import image_names, read_image
+from data_modules.adapters.protocol import Record, sample_key
+from data_modules.adapters.reading import decode_record, json_records
+
+
+@dataclass
+class LlavaAdapter:
+    """One file of LLaVA records, a JSON array or JSON lines.
+
+    images: the folder that picture names are relative to. domain: of samples with a picture; text_domain: of the
+    others. system: what becomes of a system message (`conversations.SYSTEM`). keep_empty: accept empty words and
+    conversations without an answer.
+    """
+
+    annotations: Path
+    images: Path | None
+    _: KW_ONLY
+    source: str
+    domain: str | None = None
+    text_domain: str = "text"
+    system: str = "reject"
+    keep_empty: bool = False
+    name: str = field(default="llava", init=False)
+
+    def __post_init__(self) -> None:
+        check_system_policy(self.system)
+
+    def records(self) -> Iterator[Record]:
+        """The records of the file; payload: raw JSON."""
+        return json_records(self.annotations)
+
+    def to_sample(self, record: Record) -> Sample:
+        """The conversation of a record with its pictures."""
+        fields = Fields(decode_record(record), record.where)
+        names = image_names(fields.look("image"), record.where)
+        talk = read_conversation(
+            fields.need("conversations"), record.where, system=self.system, keep_empty=self.keep_empty
+        )
+        check_tags(talk.turns, len(names), record.where)
+        return Sample(
+            key=sample_key(self.source, record.number),
+            source=self.source,
+            domain=domain_of(self, len(names), record.where),
+            turns=talk.turns,
+            images=tuple(read_image(self.images, name, record.where) for name in names),
+            meta=fields.meta(**talk.facts),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """The file, the folder of pictures and every option."""
+        return identity_of(self)

@@ -1,0 +1,132 @@
+"""From sources and rules to the plan that all lanes share; and what a plan lets foresee.
+
+Foreseeing plans the first rows of a few lanes without making them: a pure function of the plan, the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from bestiary.schema import Example, Lengths, Processor, Sample, SampleError
+from data_modules.rows import LaneReader, Plan, Rules
+from data_modules.shards import ShardSet
+from data_modules.shares import Use, cap, resolve
+from data_modules.sources import SourceSpec, StreamError
+from data_modules.turns import turns
+
+FORESEEN_LANES, FORESEEN_ROWS = 4, 24
+"""Lanes, and first rows of each, that are planned to foresee a run."""
+_MEASURED = 32
+"""Samples of a source whose mean amount stands for all where the unit is not samples."""
+_CAP_ROUNDS = 3
+"""With packing, caps change how many samples a row holds, which changes the caps a little."""
+
+
+def plan_mix(
+    specs: Sequence[SourceSpec],
+    sources: Sequence[ShardSet],
+    processor: Processor,
+    rules: Rules,
+    *,
+    max_steps: int | None = None,
+    skipped: Mapping[str, frozenset[int]] | None = None,
+) -> Plan:
+    """The plan of a mix; StreamError names what the shares cannot be.
+
+    sources: opened, in the order of `specs`. max_steps: length of the run; only caps (`max_epochs`) need it.
+    """
+    sizes = [len(source) for source in sources]
+    try:
+        shares = resolve(specs, sizes, unit=rules.unit, temperature=rules.temperature)
+        plan = Plan(specs, sources, shares, processor, rules, skipped)
+        capped = [spec.name for spec in specs if spec.max_epochs is not None]
+        if not capped:
+            return plan
+        if max_steps is None:
+            raise StreamError(f"data.sources.{capped[0]}.max_epochs needs the length of the run; set stage.max_steps")
+        for _ in range(_CAP_ROUNDS):
+            cut = cap(shares, specs, sizes, _use(plan, max_steps))
+            if cut == plan.mixture.resolved:
+                break
+            plan = Plan(specs, sources, cut, processor, rules, skipped)
+        return plan
+    except ValueError as error:
+        raise error if isinstance(error, StreamError) else StreamError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What the first rows of some lanes hold. samples, tokens: of each source."""
+
+    rows: int
+    samples: tuple[int, ...]
+    tokens: tuple[int, ...]
+    targets: tuple[int, ...]
+
+    def amounts(self, unit: str) -> tuple[int, ...]:
+        """Of each source, in a unit."""
+        return {"samples": self.samples, "tokens": self.tokens, "target_tokens": self.targets}[unit]
+
+
+def foresee(plan: Plan, *, lanes: int = FORESEEN_LANES, rows: int = FORESEEN_ROWS) -> Foreseen:
+    """Plan the first rows of some lanes, spread over all; StreamError as in a run."""
+    num_sources, num_lanes = len(plan.names), plan.rules.num_lanes
+    samples, tokens, targets = [0] * num_sources, [0] * num_sources, [0] * num_sources
+    chosen = sorted({place * num_lanes // lanes for place in range(lanes)})
+    for lane in chosen:
+        reader = LaneReader(plan, plan.first_state(lane))
+        for _ in range(rows):
+            for ref in reader.plan_row():
+                samples[ref.source] += 1
+                tokens[ref.source] += ref.tokens
+                if plan.rules.unit == "target_tokens":
+                    targets[ref.source] += _lengths(plan, reader.part(ref)).targets
+    return Foreseen(rows * len(chosen), tuple(samples), tuple(tokens), tuple(targets))
+
+
+def _use(plan: Plan, max_steps: int) -> Use:
+    """What a run of so many steps takes of its sources."""
+    rules = plan.rules
+    rows = max_steps * rules.num_lanes
+    ones = tuple(1.0 for _ in plan.names)
+    if rules.unit == "samples":
+        seen = foresee(plan) if rules.packing else None
+        return Use(rows, sum(seen.samples) / seen.rows if seen is not None else 1.0, ones)
+    seen = foresee(plan)
+    means = tuple(_mean(plan, source) for source in range(len(plan.names)))
+    return Use(rows, sum(seen.amounts(rules.unit)) / seen.rows, means)
+
+
+def _mean(plan: Plan, source: int) -> float:
+    """Mean amount of a source's first readable samples in the unit of the mix."""
+    amounts: list[int] = []
+    for index in islice(_first(plan, source), 2 * _MEASURED):
+        try:
+            lengths = _lengths(plan, plan.sources[source][index])
+        except SampleError:  # counted when a lane draws it
+            continue
+        amounts.append(lengths.tokens if plan.rules.unit == "tokens" else lengths.targets)
+        if len(amounts) == _MEASURED:
+            break
+    if not sum(amounts):
+        raise StreamError(
+            f"data.sources.{plan.names[source]}.max_epochs: none of its first samples has {plan.rules.unit} to count"
+        )
+    return sum(amounts) / len(amounts)
+
+
+def _first(plan: Plan, source: int) -> Iterator[int]:
+    """The numbers of a source's samples in the order of lane 0, those on the skip list left out."""
+    order = (index for _, index, _, _ in turns(plan.deals[source], 0, 0, 0))
+    return (index for index in order if index not in plan.skipped[source])
+
+
+def _lengths(plan: Plan, part: Example | Sample | SampleError) -> Lengths:
+    if isinstance(part, SampleError):
+        raise part
+    if isinstance(part, Sample) and plan.lengths is not None:
+        return plan.lengths(part)
+    example = plan.processor(part) if isinstance(part, Sample) else part
+    return Lengths(len(example), example.num_views, example.num_targets)

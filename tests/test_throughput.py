@@ -1,0 +1,47 @@
+"""The benchmark suite at a tiny size, without the other projects' loaders: contenders agree, tables come out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.throughput.measure import ratios
+from experiments.throughput.ours import canvas_of
+from experiments.throughput.reference_transform import MEAN, STD, prepare
+from experiments.throughput.workload import picture
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_ratio_is_taken_inside_rounds_and_disturbed_rounds_are_left_out() -> None:
+    times = {"floor": [1.0, 1.0, 2.0], "ours": [2.0, 1.5, 9.0], "peer": [4.0, 6.0, 9.0]}
+    table = ratios(times, "ours", "floor")
+    assert table["peer"] == {"ms": 5.0, "ratio": 3.0, "low": 2.0, "high": 4.0, "rounds": 2.0}
+
+
+def test_both_ways_to_prepare_a_picture_give_the_same_pixels() -> None:
+    data = picture(3)
+    theirs = (prepare(data) * STD + MEAN) * 255
+    apart = np.abs(canvas_of(data, 448).astype(np.float32) - theirs.numpy())
+    assert apart.max() <= 2.01
+    assert apart.mean() < 0.01
+
+
+@pytest.mark.slow
+def test_every_task_runs_and_the_contenders_deliver_the_same(tmp_path: Path) -> None:
+    sizes = ["--num", "16", "--num-index", "2000", "--rounds", "1"]
+    folders = ["--data", str(tmp_path / "data"), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "experiments.throughput", *sizes, *folders]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert set(found) == {"read", "prepare", "photographs", "start", "resume", "fill"}
+    assert set(found["read"]) == {"floor", "ours", "ours, not copied", "loose files"}
+    assert all(line["ratio"] >= 0.985 for line in found["fill"])
+    assert (tmp_path / "throughput.png").stat().st_size > 10_000
+    assert "| references |" in done.stdout
