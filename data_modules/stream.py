@@ -1,7 +1,8 @@
 """The stream of a rank: its lanes, spread over worker processes, as micro-batches of optimiser steps.
 
 A rank owns a contiguous block of lanes, its workers split that block, and every worker emits one item a step; torch's
-loader asks workers in turn, so the order is fixed and the numbers do not depend on who made them. Workers send the
+loader asks workers in turn, so the order is fixed and the numbers do not depend on who made them. A process needs a
+lane of its own: workers beyond the lanes of a rank become threads of its processes. Workers send the
 examples of their rows in one shared-memory tensor; padding happens in the main process, which knows the micro-batches.
 """
 
