@@ -40,8 +40,8 @@ def test_every_task_runs_and_the_contenders_deliver_the_same(tmp_path: Path) -> 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "results.json").read_text())
-    assert set(found) == {"read", "prepare", "photographs", "start", "resume", "fill"}
-    assert set(found["read"]) == {"floor", "ours", "ours, not copied", "loose files"}
+    assert set(found) == {"read", "prepare", "photographs", "grainy", "start", "resume", "fill"}
+    assert set(found["read"]) == {"floor", "ours", "ours, 8 lanes", "ours, not copied", "loose files"}
     assert all(line["ratio"] >= 0.985 for line in found["fill"])
     assert (tmp_path / "throughput.png").stat().st_size > 10_000
     assert "| references |" in done.stdout

@@ -18,7 +18,7 @@ from experiments.throughput import fill, measure, report, start, workload
 from experiments.throughput.measure import Contender
 
 log = logging.getLogger("throughput")
-TASKS = ("read", "prepare", "photographs", "start", "resume", "fill")
+TASKS = ("read", "prepare", "photographs", "grainy", "start", "resume", "fill")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,6 +51,7 @@ def _read(args: argparse.Namespace) -> dict[str, Any]:
     contenders = [
         Contender("floor", "plain", passes=8, options={"kind": "floor"}),
         Contender("ours", "ours", passes=8, options={"copy": True}),
+        Contender("ours, 8 lanes", "ours", passes=8, options={"copy": True, "lanes": 8}),
         Contender("ours, not copied", "ours", passes=8),
         Contender("loose files", "plain", passes=4, options={"kind": "references"}),
         *_peers(args, ("litdata", 4), ("webdataset", 1), ("webdataset_own_tars", 1), ("datasets", 1), ("energon", 1)),
@@ -66,8 +67,17 @@ def _prepare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _photographs(args: argparse.Namespace) -> dict[str, Any]:
-    folder = _pictures(args, "photographs", min(args.num, 16), width=2560, height=1920)
-    times = measure.run_rounds(_preparers(args), "prepare", folder, args.rounds)
+    return _large(args, "photographs", detail=2.0)
+
+
+def _grainy(args: argparse.Namespace) -> dict[str, Any]:
+    return _large(args, "grainy", detail=7.6)
+
+
+def _large(args: argparse.Namespace, name: str, **size: float) -> dict[str, Any]:
+    folder = _pictures(args, name, min(args.num, 16), width=2560, height=1920, **size)
+    contenders = [*_preparers(args), Contender("Pillow, no pad", "plain", options={"kind": "pillow"})]
+    times = measure.run_rounds(contenders, "prepare", folder, args.rounds)
     return measure.ratios(times, "ours", "floor")
 
 
@@ -103,11 +113,11 @@ def _photos(args: argparse.Namespace) -> Path:
     return _made(args.data / f"read-{args.num}{'-peers' if args.peers else ''}", args, args.num)
 
 
-def _pictures(args: argparse.Namespace, name: str, num: int, **size: int) -> Path:
+def _pictures(args: argparse.Namespace, name: str, num: int, **size: float) -> Path:
     return _made(args.data / f"{name}-{num}{'-peers' if args.peers else ''}", args, num, **size)
 
 
-def _made(folder: Path, args: argparse.Namespace, num: int, **size: int) -> Path:
+def _made(folder: Path, args: argparse.Namespace, num: int, **size: float) -> Path:
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)
         log.info("making %d samples below %s", num, folder)

@@ -65,7 +65,7 @@ def canvas_of(image: bytes | memoryview, side: int) -> np.ndarray:
     from bestiary.vision.canvas import canvas_CHW, eighths_for_square
     from bestiary.vision.image import decode
 
-    picture = decode(image, eighths=lambda width, height: eighths_for_square(width, height, side))
+    picture = decode(image, eighths=lambda width, height: eighths_for_square(width, height, side), has_spare_byte=True)
     return canvas_CHW(picture, side)
 
 
@@ -79,12 +79,17 @@ def stream_over(folder: Path, *, num_lanes: int = LANES, processor: Any = None, 
     return Stream({"photos": {"path": str(folder)}}, processor or NumberProcessor(), rules(num_lanes, seed=seed))
 
 
-def open_contender(task: str, folder: str, *, copy: bool = False) -> Callable[[], Iterator[tuple[Any, ...]]]:
-    """Epochs of the stream over `<folder>/ours`. copy: turn the pictures, slices of a map, into bytes of their own."""
+def open_contender(
+    task: str, folder: str, *, copy: bool = False, lanes: int = 1
+) -> Callable[[], Iterator[tuple[Any, ...]]]:
+    """Epochs of the stream over `<folder>/ours`.
+
+    copy: turn the pictures, slices of a map, into bytes of their own. lanes: rows of a step; must divide the samples.
+    """
     if task != "read":
         return _prepare(Path(folder) / "ours")
-    stream = stream_over(Path(folder) / "ours")
-    steps = len(stream.plan.sources[0]) // LANES
+    stream = stream_over(Path(folder) / "ours", num_lanes=lanes)
+    steps = len(stream.plan.sources[0]) // lanes
     reader = iter(stream.samples())
 
     def read() -> Iterator[tuple[Any, ...]]:

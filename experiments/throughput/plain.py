@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import tarfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from experiments.throughput.reference_transform import prepare as prepare_picture
 
@@ -18,7 +20,7 @@ Item = tuple[Any, ...]
 
 def open_contender(task: str, folder: str, *, kind: str) -> Callable[[], Iterator[Item]]:
     """The epochs of one kind over the data below `folder`."""
-    return {"floor": _floor, "references": _references}[kind](task, Path(folder))
+    return {"floor": _floor, "references": _references, "pillow": _pillow}[kind](task, Path(folder))
 
 
 def _floor(task: str, folder: Path) -> Callable[[], Iterator[Item]]:
@@ -68,5 +70,19 @@ def _references(task: str, folder: Path) -> Callable[[], Iterator[Item]]:
     def prepare() -> Iterator[Item]:
         for key, _, image in read():
             yield key, prepare_picture(image)
+
+    return prepare
+
+
+def _pillow(task: str, folder: Path) -> Callable[[], Iterator[Item]]:
+    """Pillow alone, without pad and normalisation: full decode, bicubic to 448 on the longer side."""
+    read = _references("read", folder)
+
+    def prepare() -> Iterator[Item]:
+        for key, _, data in read():
+            image = Image.open(io.BytesIO(data)).convert("RGB")
+            scale = 448 / max(image.size)
+            size = (round(image.width * scale), round(image.height * scale))
+            yield key, np.asarray(image.resize(size, Image.Resampling.BICUBIC))
 
     return prepare

@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+TITLES = {
+    "read": "read 98 KB + JSON",
+    "prepare": "640x480: decode, pad, 448",
+    "photographs": "2560x1920 (0.65 MB) to 448",
+    "grainy": "2560x1920 (1.3 MB) to 448",
+}
+
 
 def table(task: str, found: Any) -> str:
     """Markdown of one task's result."""
-    if task in ("read", "prepare", "photographs"):
+    if task in TITLES:
         lines = [f"| {task} | CPU ms a sample | times ours (lowest-highest round) |", "|---|---|---|"]
         for name, line in found.items():
             lines.append(f"| {name} | {line['ms']:.4f} | {line['ratio']:.2f} ({line['low']:.2f}-{line['high']:.2f}) |")
@@ -34,17 +41,17 @@ def plot(found: dict[str, Any], folder: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tasks = [task for task in ("read", "prepare", "photographs") if task in found]
+    tasks = [task for task in TITLES if task in found]
     if not tasks:
         return
-    figure, panels = pyplot.subplots(1, len(tasks), figsize=(5 * len(tasks), 3.2), squeeze=False)
+    figure, panels = pyplot.subplots(1, len(tasks), figsize=(4.6 * len(tasks), 3.2), squeeze=False)
     for axes, task in zip(panels[0], tasks, strict=True):
         lines = sorted(found[task].items(), key=lambda item: -item[1]["ms"])
         names = [name for name, _ in lines]
         colours = ["#2f6f4f" if n.startswith("ours") else "#bbbbbb" if n == "floor" else "#5b7db1" for n in names]
         bars = axes.barh(names, [line["ms"] for _, line in lines], color=colours)
         axes.bar_label(bars, [f"{line['ratio']:.2f}x" for _, line in lines], padding=3, fontsize=8)
-        axes.set_title({"read": "read 98 KB + JSON", "prepare": "decode, pad, 448"}.get(task, "2560x1920 to 448"))
+        axes.set_title(TITLES[task])
         axes.set_xlabel("CPU ms a sample")
         axes.margins(x=0.15)
         axes.spines[["top", "right"]].set_visible(False)
