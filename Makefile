@@ -42,7 +42,7 @@ $(PEERS)/.installed: experiments/throughput/peers.txt
 	touch $(PEERS)/.installed
 
 bench: setup $(PEERS)/.installed
-	$(RUN) -m experiments.throughput --peers $(PEERS)/bin/python
+	$(RUN) -m experiments.throughput --peers $(PEERS)/bin/python --out experiments/throughput
 
 demo-assets: setup
 	$(RUN) -m experiments.demo_assets

@@ -1,6 +1,6 @@
 """Runs the benchmarks: python -m experiments.throughput --peers .venv-peers/bin/python
 
-Writes results.json and a plot, prints the tables of README.md.
+Writes results.json and a plot and prints the tables; with --out experiments/throughput they go into README.md too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
         found[task] = globals()[f"_{task}"](args)
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         sys.stdout.write(report.table(task, found[task]) + "\n\n")
+    found = {task: found[task] for task in TASKS if task in found}
     report.plot(found, args.out)
+    if (args.out / "README.md").exists():
+        report.write_into(args.out / "README.md", found)
 
 
 def _read(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+START, END = "<!-- tables -->", "<!-- end of tables -->"
 TITLES = {
     "read": "read 98 KB + JSON",
     "prepare": "640x480: decode, pad, 448",
@@ -34,6 +35,16 @@ def table(task: str, found: Any) -> str:
     return "\n".join(lines)
 
 
+def write_into(document: Path, found: dict[str, Any]) -> None:
+    """Put the tables between the document's two marks; ValueError where it has none."""
+    text = document.read_text(encoding="utf-8")
+    if START not in text or END not in text:
+        raise ValueError(f"{document} has no {START} and {END}; put them where the tables belong")
+    before, rest = text.split(START)
+    tables = "\n\n".join(table(task, found[task]) for task in found)
+    document.write_text(f"{before}{START}\n\n{tables}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
 def plot(found: dict[str, Any], folder: Path) -> None:
     """Bars of CPU time a sample, one panel a task, into throughput.png."""
     import matplotlib
@@ -44,8 +55,11 @@ def plot(found: dict[str, Any], folder: Path) -> None:
     tasks = [task for task in TITLES if task in found]
     if not tasks:
         return
-    figure, panels = pyplot.subplots(1, len(tasks), figsize=(4.6 * len(tasks), 3.2), squeeze=False)
-    for axes, task in zip(panels[0], tasks, strict=True):
+    rows = -(-len(tasks) // 2)
+    figure, panels = pyplot.subplots(rows, 2, figsize=(9.5, 2.9 * rows), squeeze=False)
+    for axes in panels.flat[len(tasks) :]:
+        axes.remove()
+    for axes, task in zip(panels.flat, tasks, strict=False):
         lines = sorted(found[task].items(), key=lambda item: -item[1]["ms"])
         names = [name for name, _ in lines]
         colours = ["#2f6f4f" if n.startswith("ours") else "#bbbbbb" if n == "floor" else "#5b7db1" for n in names]
