@@ -21,7 +21,7 @@ demo: setup
 	$(RUN) train.py experiment=sphinxv_stage2
 
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4
 
 lint: setup
 	$(RUN) -m ruff format --check .
@@ -32,7 +32,7 @@ lint: setup
 check: lint test
 
 slow: setup
-	$(RUN) -m pytest -m "slow and not gpu"
+	$(RUN) -m pytest -m "slow and not gpu" -n 2 --dist loadfile
 
 # The other projects' loaders live in an environment of their own: some of their requirements break ours.
 $(PEERS)/.installed: experiments/throughput/peers.txt

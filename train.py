@@ -6,10 +6,11 @@ python train.py experiment=sphinxv_stage2
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bestiary.compose import at_home, build, entry_point, sweep_dir
+from bestiary.compose import build, entry_point, sweep_dir
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -27,28 +28,27 @@ def main(run: Run, config: DictConfig) -> int:
     from data_modules.datamodule import StreamDataModule
     from data_modules.samples import Samples, missing
 
-    typed = [run.run_dir, run.resume, run.parent, run.data.skip]
-    run.run_dir, run.resume, run.parent, run.data.skip = at_home(typed, ROOT)
+    assembly.place(run, ROOT)
     assembly.talk()
     if run.data.prepare and not run.dry_run:
         build(run.data.prepare)
     sources, heldout = assembly.source_arguments(run)
+    stream = partial(StreamDataModule, sources=sources, **assembly.stream_arguments(run))
     if run.dry_run:
-        return assembly.show_plan(run, missing(sources, heldout))
+        return assembly.show_plan(run, missing(sources, heldout), stream)
     pieces = assembly.build_pieces(run)
-    data = StreamDataModule(sources=sources, processor=pieces.processor, **assembly.stream_arguments(run))
+    data = stream(processor=pieces.processor)
     assembly.show(data.resolved_table(run.stage.max_steps))
     samples, benchmarks = Samples(heldout), {name: build(node) for name, node in run.suite.items()}
     path, resume = assembly.choose_run_dir(run, sweep_dir=sweep_dir())
     directory, checkpoint, parent = assembly.start(run, pieces, path=path, resume=resume, config=config, data=data)
-    module = build(run.model.module, model=pieces.model, stage=run.stage, **assembly.module_arguments(run))
+    module = build(run.model.module, model=pieces.model, stage=run.stage, **assembly.module_arguments(run, data))
     found: dict[str, Any] = {}
 
     def evaluate(_step: int) -> dict[str, Any]:
         found.update(run_suite(benchmarks, pieces.model, pieces.processor, samples, directory.path / "eval"))
         return found
 
-    run.logger.group = run.logger.group or (path.parent.name if sweep_dir() else None)
     summary = fit(module, data, run=directory, cluster=run.cluster, logger=run.logger, checkpoint=checkpoint,
                   parent=parent, identity=pieces.identity, evaluate=evaluate if samples else None,
                   config=asdict(run))  # fmt: skip

@@ -76,8 +76,8 @@ class StreamDataModule(lightning.LightningDataModule):
             unit=unit,
             temperature=temperature,
         )
-        if micro_batch < 0 or num_workers < 0 or cache_gb < 0:
-            raise StreamError(f"{micro_batch=}, {num_workers=} and {cache_gb=} must not be negative")
+        if micro_batch < 0 or num_workers < 0 or not 0 <= cache_gb < float("inf"):
+            raise StreamError(f"{micro_batch=}, {num_workers=} and {cache_gb=} must not be negative or infinite")
         if on_change not in ON_CHANGE:
             raise StreamError(f"stream.on_change={on_change!r}; choose {', '.join(ON_CHANGE)}")
         self.micro_batch = micro_batch
@@ -142,6 +142,11 @@ class StreamDataModule(lightning.LightningDataModule):
     def explain_change(self, states: Mapping[int, bytes], fingerprint: Mapping[str, Any]) -> list[str]:
         """What `load_states` would change, line by line, without doing it; nothing where the stream is the same."""
         return list(self.stream.resume(states, fingerprint, self.on_change).lines)
+
+    @property
+    def domains(self) -> list[str]:
+        """All domains of the sources, in one order on every rank."""
+        return sorted({domain for source in self.stream.plan.sources for domain in source.domains})
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything the sequence depends on, as plain JSON: saved beside the states."""

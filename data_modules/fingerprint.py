@@ -58,10 +58,16 @@ def processor_fingerprint(processor: object) -> str:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for each thing that differs between two fingerprints."""
+    """One line for each thing that differs between two fingerprints; a source that came or went is one thing."""
+    old, new = saved.get("sources", {}), now.get("sources", {})
+    moved = [f"sources.{name} is gone" for name in old if name not in new]
+    moved += [f"sources.{name} is new" for name in new if name not in old]
     before, after = dict(_flatten(saved)), dict(_flatten(now))
+    for line in moved:  # its parts, and that the order is another, say nothing more
+        hidden = (f"{line.split()[0]}.", "order")
+        before, after = ({n: v for n, v in told.items() if not n.startswith(hidden)} for told in (before, after))
     names = [*before, *(name for name in after if name not in before)]
-    return [
+    return moved + [
         f"{name}: {_readable(name, before)} -> {_readable(name, after)}"
         for name in names
         if before.get(name, "absent") != after.get(name, "absent")

@@ -7,7 +7,7 @@ time or ETag. Processes that index the same tars at the same time write equal fi
 format     becomes
 bestiary   the Sample that our own record says
 caption    human: "<image>", assistant: the caption
-llava      the turns of `conversations` (human or user, gpt or assistant), `<image>` tags left where they are
+llava      the turns of `conversations` (speakers as the llava adapter knows them), `<image>` tags left as they are
 
 Keys are `<tar>/<key>` for caption and llava, since other people's keys may repeat from tar to tar.
 """
@@ -27,21 +27,21 @@ from typing import TypeVar
 
 import msgspec
 
-from bestiary.schema import Sample, Turn
+from bestiary.schema import IMAGE_TAG, Sample, Turn
+from data_modules.adapters.conversations import SPEAKERS
 from data_modules.foreign_index import FORMATS, VERSION, index_tar, members_of
 from data_modules.foreign_tar import Archive, MappedArchive
 from data_modules.index import DAMAGED, FORMAT, Shard, SourceFacts, index_bytes, index_hash, shard_facts
 from data_modules.open_shard import LOT_BYTES
 from data_modules.records import DamagedSampleError, Reason, from_members, from_parts, image_kind
 from data_modules.shards import ShardSet
-from data_modules.storage import Folder, NotThereError, Storage, printable, split_pattern
+from data_modules.storage import Folder, NotThereError, Storage, names_tars, printable, split_pattern
 from data_modules.writer import write_atomically
 
 log = logging.getLogger(__name__)
 
 INDEX_FOLDER = ".bestiary"
 """Beside the tars: hidden, so that nobody takes an index for data."""
-IMAGE_TAG = "<image>"
 
 T = TypeVar("T")
 _THREADS = 8
@@ -55,7 +55,7 @@ def open_foreign(
     if format not in FORMATS:
         raise ValueError(f"{location}: format={format!r} is unknown; choose from {', '.join(FORMATS)}")
     if format != "bestiary" and not domain:
-        raise ValueError(f"{location}: samples of format={format} name no domain; set the source's `domain`")
+        raise ValueError(f"{location}: samples of format={format} name no domain; give one: domain, --domain")
     folder, files = _tars(location, storage, format)
     index = _index_folder(folder, storage, format)
     known = _Known(folder, storage.folder(str(index)), index, format)
@@ -127,7 +127,6 @@ class _Conversation(msgspec.Struct):
     conversations: list[_Message]
 
 
-_ROLES = {"human": "human", "user": "human", "gpt": "assistant", "assistant": "assistant"}
 _decode_caption = msgspec.json.Decoder(_Caption).decode
 _decode_conversation = msgspec.json.Decoder(_Conversation).decode
 
@@ -148,9 +147,9 @@ def _conversation(text: memoryview, has_image: bool) -> tuple[Turn, ...]:
     if num_tags > has_image:
         raise ValueError(f"{num_tags} {IMAGE_TAG} tags, but {'one image' if has_image else 'no image'}")
     for message in messages:
-        if message.role not in _ROLES:
-            raise ValueError(f"from {message.role!r} is none of {', '.join(_ROLES)}")
-    return tuple([Turn(_ROLES[message.role], message.value) for message in messages])  # type: ignore[arg-type]
+        if message.role.lower() not in SPEAKERS:
+            raise ValueError(f"from {message.role[:80]!r} is none of {', '.join(SPEAKERS)}")
+    return tuple([Turn(SPEAKERS[message.role.lower()], message.value) for message in messages])
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,9 +229,10 @@ class _Known:
         damaged = [entry for entry in entries if entry.place.flags & DAMAGED]
         if damaged:
             key, _, problem = damaged[0].name.partition("\0")
+            hint = f"; is format={self._format} right?" if len(damaged) == len(entries) else ""
             log.warning(
-                "%s/%s: %d of %d samples are damaged, first %s: %s",
-                self.folder.location.rstrip("/"), file, len(damaged), len(entries), key, problem,
+                "%s/%s: %d of %d samples are damaged, first %s: %s%s",
+                self.folder.location.rstrip("/"), file, len(damaged), len(entries), key, problem, hint,
             )  # fmt: skip
 
     def _read(self, name: str, kind: type[T]) -> T | None:
@@ -286,7 +286,7 @@ def _with_samples(found: Sequence[_Found], folder: Folder) -> list[_Found]:
 
 def _tars(location: str, storage: Storage, format: str) -> tuple[Folder, list[str]]:
     """The folder and the names of its tars, in order."""
-    if "{" not in location and not location.partition("?")[0].endswith(".tar"):
+    if not names_tars(location):
         folder = storage.folder(location)
         files = [name for name in folder.list() if name.endswith(".tar") and not name.startswith(".")]
         links = [path for path in Path(folder.location).glob("*.tar") if path.is_symlink()]

@@ -20,12 +20,13 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from data_modules.foreign_tar import Archive, MappedArchive, Stretch, Walk
-from data_modules.index import DAMAGED, FOREIGN, IMAGES, LARGEST, SIMPLE, TEXTS, Entry, Place
+from data_modules.index import DAMAGED, FOREIGN, IMAGES, LARGEST, MOST, SIMPLE, TEXTS, Entry, Place
 from data_modules.records import IMAGE_EXTENSIONS, TEXT_LIMIT, DamagedSampleError, Reason, decode_record
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("bestiary", "caption", "llava")
+"""What the members of somebody else's tars mean."""
 COMPANIONS = ("txt", "json", "cls", "text", "url")
 """Harmless extensions that other people's samples often have."""
 VERSION = 1
@@ -71,10 +72,10 @@ def index_tar(archive: Archive, stem: str, format: str) -> tuple[list[Entry], li
     domains: dict[str, int] = {}
     entries = []
     for group in _merged(_groups(archive, format, stem)):
+        domain = _domain_number(group, domains) if format == "bestiary" and not group.problem else 0
         if group.problem:
             entries.append(_damaged(group, prefix, stem))
             continue
-        domain = _domain_number(group, domains) if format == "bestiary" else 0
         entries.append(Entry(f"{prefix}{group.key}", _place(group, _layout(group, format), domain), group.sha256))
     return entries, list(domains)
 
@@ -145,6 +146,8 @@ def _closed(group: _Group, format: str, digest: bytes, seen: set[str]) -> _Group
     seen.add(group.key)
     if group.stop - group.start > LARGEST:
         group.blame(f"it takes {group.stop - group.start} bytes, a sample may have {LARGEST}")
+    if len(group.parts) > MOST:
+        group.blame(f"it has {len(group.parts)} files, a sample may have {MOST}")
     if not group.problem:
         try:
             layout = _layout(group, format)
@@ -210,9 +213,12 @@ def _join(last: _Group, group: _Group, key: str, *, lost: _Group) -> None:
 def _domain_number(group: _Group, domains: dict[str, int]) -> int:
     """Of the domain that a record of ours names; what is wrong with a broken record is found when it is read."""
     try:
-        return domains.setdefault(decode_record(group.key, group.texts["json"]).domain, len(domains))
+        domain = decode_record(group.key, group.texts["json"]).domain
     except DamagedSampleError:
         return 0
+    if domain not in domains and len(domains) > MOST:
+        group.blame(f"its domain {domain[:80]!r} is one of more than {MOST + 1} in this tar", Reason.RECORD)
+    return domains.setdefault(domain, len(domains)) if not group.problem else 0
 
 
 def _place(group: _Group, layout: _Layout, domain: int) -> Place:

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from data_modules.records import IMAGE_EXTENSIONS, Reason
+
 FORMAT = "bestiary-shards-2"
 SOURCE_FILE = "source.json"
 """Written last: a folder without it is unfinished."""
@@ -29,8 +31,10 @@ BLOCK = 128
 """Records that share a hash: 5 KB, microseconds to check."""
 LARGEST = (1 << 32) - 1
 """Bytes of one sample that the record can say."""
+MOST = (1 << 16) - 1
+"""Members of a sample, and the last number of a domain, that the record can say."""
 
-IMAGES = ("", "jpg", "jpeg", "png", "webp")
+IMAGES = ("", *IMAGE_EXTENSIONS)
 """Extension of the one image by the number in the record; 0 = none or several."""
 TEXTS = ("", "json", "txt")
 """Extension of the text by the number in the record."""
@@ -156,6 +160,11 @@ def parse_facts(data: bytes | memoryview, where: str) -> SourceFacts:
     return facts
 
 
+def key_hash(key: str) -> int:
+    """64 bits of a key: a million keys collide with a chance of 3 in a hundred million."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
 class Records:
     """The mapped records of one shard; a block is compared with its hash when it is first needed."""
 
@@ -193,7 +202,7 @@ class Records:
             and (records["text"] < len(TEXTS)).all()
             and ((flags & ~np.uint8(allowed)) == 0).all()
             and (((flags & FOREIGN) != 0) == self._is_foreign).all()
-            and ((damaged >= 1) & (damaged <= _LAST_REASON)).all()
+            and np.isin(damaged, _INDEXED_REASONS).all()
         )
 
     def place(self, local: int) -> Place:
@@ -239,5 +248,6 @@ class Keys:
 
 
 _END = Struct("<I")
-_LAST_REASON = 6
+_INDEXED_REASONS = (Reason.CUT, Reason.STRUCTURE, Reason.RECORD)
+"""What an indexer can find; the others are none of an index, and TOO_LONG would pass the budget of damage."""
 _DTYPE = np.dtype(list(zip(Place._fields, ["<u8", *["<u4"] * 6, *["<u2"] * 2, *["u1"] * 4], strict=True)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-from collections import OrderedDict
 
 from data_modules.index import BLOCK, RECORD, Keys, Records, Shard
 from data_modules.storage import Folder, NotThereError
@@ -38,7 +37,7 @@ class OpenShard:
         where = f"{index_folder.location.rstrip('/')}/{self._stem}.idx"
         self.records = Records(index, shard, where, is_foreign=index_folder is not folder)
         self._lot = lot
-        self._lots: OrderedDict[int, memoryview] = OrderedDict()
+        self._lots: dict[tuple[int, int], memoryview] = {}
         self._keys: Keys | None = None
 
     @property
@@ -61,22 +60,21 @@ class OpenShard:
         """The same from a remote store: what lies around the sample comes with it, and is kept for its neighbours."""
         offset, size = RECORD.unpack_from(self.records.data, local * RECORD.size)[:2]
         if self._lot:
-            number = local // self._lot
-            start, stop = self._bounds(number, local)
-            return self._kept(number, start, stop)[offset - start : offset - start + size]
+            start, stop = self._bounds(local // self._lot, local)
+            return self._kept(start, stop)[offset - start : offset - start + size]
         pieces = []
         for number in range(offset // LOT_BYTES, (offset + max(size, 1) - 1) // LOT_BYTES + 1):
             start = number * LOT_BYTES
-            window = self._kept(number, start, start + LOT_BYTES)
+            window = self._kept(start, start + LOT_BYTES)
             pieces.append(window[max(offset - start, 0) : max(offset + size - start, 0)])
         return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
 
-    def _kept(self, number: int, start: int, stop: int) -> memoryview:
-        found = self._lots.get(number)
+    def _kept(self, start: int, stop: int) -> memoryview:
+        found = self._lots.get((start, stop))
         if found is None:
-            found = self._lots[number] = self._folder.span(self._shard.file, start, stop)
-            while len(self._lots) > _KEPT_LOTS:
-                self._lots.popitem(last=False)
+            found = self._lots[start, stop] = self._folder.span(self._shard.file, start, stop)
+            for oldest in list(self._lots)[:-_KEPT_LOTS]:
+                self._lots.pop(oldest, None)  # another thread may have been faster
         return found
 
     def _bounds(self, lot: int, local: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import add
 
 from bestiary.schema import Example, Lengths, Processor, Sample, SampleError
 from data_modules.rows import LaneReader, Plan, Rules
@@ -41,6 +42,9 @@ def plan_mix(
     try:
         shares = resolve(specs, sizes, unit=rules.unit, temperature=rules.temperature)
         plan = Plan(specs, sources, shares, processor, rules, skipped)
+        if rules.unit == "target_tokens" and len(specs) > 1:
+            for source in range(len(specs)):  # one without any would never have drawn its share, and be drawn for ever
+                _mean(plan, source)
         capped = [spec.name for spec in specs if spec.max_epochs is not None]
         if not capped:
             return plan
@@ -58,12 +62,18 @@ def plan_mix(
 
 @dataclass(frozen=True, slots=True)
 class Foreseen:
-    """What the first rows of some lanes hold. samples, tokens: of each source."""
+    """What the first rows of some lanes hold. samples, tokens, targets: of each source.
+
+    drawn_samples, drawn_tokens: with what then waits in the look-ahead. Their shares are what a long run comes to; the
+    first rows alone lack what the packer keeps for later.
+    """
 
     rows: int
     samples: tuple[int, ...]
     tokens: tuple[int, ...]
     targets: tuple[int, ...]
+    drawn_samples: tuple[int, ...]
+    drawn_tokens: tuple[int, ...]
 
     def amounts(self, unit: str) -> tuple[int, ...]:
         """Of each source, in a unit."""
@@ -73,7 +83,7 @@ class Foreseen:
 def foresee(plan: Plan, *, lanes: int = FORESEEN_LANES, rows: int = FORESEEN_ROWS) -> Foreseen:
     """Plan the first rows of some lanes, spread over all; StreamError as in a run."""
     num_sources, num_lanes = len(plan.names), plan.rules.num_lanes
-    samples, tokens, targets = [0] * num_sources, [0] * num_sources, [0] * num_sources
+    samples, tokens, targets, waiting, waiting_tokens = ([0] * num_sources for _ in range(5))
     chosen = sorted({place * num_lanes // lanes for place in range(lanes)})
     for lane in chosen:
         reader = LaneReader(plan, plan.first_state(lane))
@@ -83,7 +93,15 @@ def foresee(plan: Plan, *, lanes: int = FORESEEN_LANES, rows: int = FORESEEN_ROW
                 tokens[ref.source] += ref.tokens
                 if plan.rules.unit == "target_tokens":
                     targets[ref.source] += _lengths(plan, reader.part(ref)).targets
-    return Foreseen(rows * len(chosen), tuple(samples), tuple(tokens), tuple(targets))
+        for ref in reader.state.waiting:
+            waiting[ref.source] += 1
+            waiting_tokens[ref.source] += ref.tokens
+    drawn, drawn_tokens = map(_sums, (samples, tokens), (waiting, waiting_tokens))
+    return Foreseen(rows * len(chosen), tuple(samples), tuple(tokens), tuple(targets), drawn, drawn_tokens)
+
+
+def _sums(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
+    return tuple(map(add, first, second))
 
 
 def _use(plan: Plan, max_steps: int) -> Use:
@@ -112,7 +130,8 @@ def _mean(plan: Plan, source: int) -> float:
             break
     if not sum(amounts):
         raise StreamError(
-            f"data.sources.{plan.names[source]}.max_epochs: none of its first samples has {plan.rules.unit} to count"
+            f"data.sources.{plan.names[source]}: none of its first {_MEASURED} samples has {plan.rules.unit} to count; "
+            "leave it out, or choose another data.unit"
         )
     return sum(amounts) / len(amounts)
 

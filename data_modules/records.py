@@ -18,6 +18,7 @@ from bestiary.schema import Region, Sample, SampleError, Turn
 from data_modules.ustar import KEY
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+"""An index names them by their place here: never reorder."""
 KEY_LIMIT = 80
 """Characters of a key, so that `<key>.99.webp` fits a USTAR name."""
 
@@ -26,7 +27,7 @@ TEXT_LIMIT = 1 << 24
 
 _JPEG = b"\xff\xd8\xff"
 _NUMBERS = {"point": 2, "box": 4}
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 """How far outside the picture a fraction may lie without being wrong."""
 
 
@@ -207,7 +208,7 @@ def _check_region(key: str, region: Region) -> None:
         raise SampleError(key, f"{where}: kind must be point, box or stroke")
     if num != _NUMBERS.get(region.kind, num) or num % 2 or num < 2:
         raise SampleError(key, f"{where}: {num} numbers do not make a {region.kind}")
-    if not all(-_ROUNDING <= value <= 1.0 + _ROUNDING for value in region.coords):
+    if not all(-ROUNDING <= value <= 1.0 + ROUNDING for value in region.coords):
         raise SampleError(key, f"{where}: coordinates must lie in [0, 1], as fractions of the original image")
     if region.kind == "box" and not (region.coords[0] < region.coords[2] and region.coords[1] < region.coords[3]):
         raise SampleError(key, f"{where}: a box needs x0 < x1 and y0 < y1")

@@ -26,6 +26,8 @@ from data_modules.turns import Turns
 
 FRUITLESS_DRAWS = 10_000
 """After so many samples of one source in a row that are all left out, something is wrong with the run."""
+FRUITLESS_PASSES = 32
+"""The same for a small source: a lane meets its samples by chance, the only good one of K within so many times K."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Rules:
         if self.unit not in UNITS:
             raise StreamError(f"unit={self.unit!r}; choose {', '.join(UNITS)}")
         if not 0 < self.temperature < float("inf"):
-            raise StreamError(f"temperature={self.temperature}; it must be a positive number, 1 changes nothing")
+            raise StreamError(f"data.temperature={self.temperature}; it must be a positive number, 1 changes nothing")
         if not 0 <= self.bad_budget <= 1:
             raise StreamError(f"bad_budget={self.bad_budget}; it is a share, from 0 to 1")
 
@@ -271,7 +273,7 @@ class LaneReader:
                 self._lose(Loss(source, index, reason, place.taken + place.left_out, error))
             place.left_out += 1
             fruitless += 1
-            if fruitless >= min(FRUITLESS_DRAWS, 2 * len(self.plan.sources[source])):
+            if fruitless >= min(FRUITLESS_DRAWS, FRUITLESS_PASSES * len(self.plan.sources[source])):
                 raise self._fruitless(source, fruitless)
         place.taken += 1
         self._cursor.count(source, tokens, targets)

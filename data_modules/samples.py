@@ -13,9 +13,10 @@ from data_modules.sources import SourceSpec, missing_sources, parse_sources
 SourceGroup = Mapping[str, Mapping[str, Any] | SourceSpec]
 
 
-def missing(*groups: SourceGroup) -> list[str]:
-    """One line for every source of any group that is not on disk; a group may be empty."""
-    return [line for group in groups if group for line in missing_sources(group)]
+def missing(*groups: SourceGroup) -> dict[str, str]:
+    """Location -> one line, for every source of any group that is not on disk; a group may be empty."""
+    specs = [spec for group in groups if group for spec in parse_sources(group)]
+    return {spec.location: line for spec in specs for line in missing_sources({spec.name: spec})}
 
 
 class Samples(Sequence[Sample]):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import zlib
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -40,7 +39,7 @@ from data_modules.index import (
 )
 from data_modules.open_shard import OpenShard, open_limit
 from data_modules.records import DamagedSampleError, Reason, from_members, from_parts
-from data_modules.storage import Folder, NotThereError, Storage, StorageError
+from data_modules.storage import Folder, NotThereError, Storage, StorageError, names_tars
 from data_modules.ustar import TarError, parse_members
 from data_modules.writer import ShardWriter
 
@@ -247,10 +246,12 @@ class ShardSet:
     def _open_shard(self, shard: int) -> OpenShard:
         """Map a shard; the one that was opened first is let go (draws are random: no better rule exists)."""
         facts = self.shards[shard]
-        if self._meaning is not None:
-            self._meaning.check(self.storage, facts)
         try:
+            if self._meaning is not None:
+                self._meaning.check(self.storage, facts)
             opened = self._new(shard, facts)
+        except ValueError as error:  # no damage that is counted: the files are not those of this source
+            raise error if isinstance(error, StorageError) else StorageError(str(error)) from error
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) or not self._open:
                 raise
@@ -258,8 +259,9 @@ class ShardSet:
             opened = self._new(shard, facts)
         # No lock: a second thread that opens the same shard costs a map, a lock held at a fork would never be free.
         self._open[shard] = opened
-        while len(self._open) > self.max_open:
-            self._open.popitem(last=False)
+        if len(self._open) > self.max_open:
+            for oldest in list(self._open)[: -self.max_open]:
+                self._open.pop(oldest, None)  # another thread may have been faster
         return opened
 
     def _new(self, shard: int, facts: Shard) -> OpenShard:
@@ -277,7 +279,7 @@ class ShardSet:
         return DamagedSampleError(key, f"{where}: {problem}", reason)
 
     def _reset(self) -> None:
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._open: dict[int, OpenShard] = {}
 
 
 def read_source(folder: Path | str) -> ShardSet:
@@ -309,10 +311,8 @@ def open_source(
     return shards
 
 
-def _open(
-    text: str, storage: Storage, *, format: str, name: str | None, domain: str | None, lot: int
-) -> ShardSet:
-    if "{" not in text and not text.partition("?")[0].endswith(".tar"):
+def _open(text: str, storage: Storage, *, format: str, name: str | None, domain: str | None, lot: int) -> ShardSet:
+    if not names_tars(text):
         folder = storage.folder(text)
         if folder.exists(SOURCE_FILE):
             if format != "bestiary":

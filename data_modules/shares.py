@@ -104,6 +104,9 @@ def resolve(
     _check_always_something(shares)
     if shares.is_fixed and temperature != 1.0:
         kept = tempered([points[0][1] for points in weights], temperature)
+        if not all(kept):
+            name = shares.names[kept.index(0.0)]
+            raise ValueError(f"data.temperature={temperature:g} leaves source {name!r} no share at all; raise it")
         return replace(shares, weights=tuple(((0, weight),) for weight in kept), temperature=1.0)
     return shares
 

@@ -9,15 +9,16 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_modules.foreign_index import FORMATS
 from data_modules.index import SOURCE_FILE
-from data_modules.storage.urls import expand_braces, is_remote, joined, local_path, printable
+from data_modules.storage.urls import expand_braces, is_remote, joined, local_path, names_tars, printable
 
 if TYPE_CHECKING:  # opening is where they are needed; tables and checks of a configuration are not
     from data_modules.shards import ShardSet
     from data_modules.storage import Storage
 
-FORMATS = ("bestiary", "caption", "llava")
-"""What the members of somebody else's tars mean; our own need none."""
+_LARGEST = 1e100
+"""Of a weight, count or repeat: sums of more would leave the range of numbers."""
 
 
 class StreamError(ValueError):
@@ -89,14 +90,20 @@ class SourceSpec:
                 domain=self.domain,
                 lot=self.chunk or chunk,
             )
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             raise StreamError(f"source {self.name!r}: {error}") from error
         if not len(shards):
             raise StreamError(f"source {self.name!r} at {self.shown} holds no sample; leave it out or write it again")
+        if not shards.domains:
+            raise StreamError(
+                f"source {self.name!r} at {self.shown}: none of its {len(shards):,} samples can be read with "
+                f"format={self.format}; set data.sources.{self.name}.format ({', '.join(FORMATS)}), or write it again"
+            )
         if self.domain and shards.domains != (self.domain,):
+            held = shards.domains[0] if len(shards.domains) == 1 else "null"
             raise StreamError(
                 f"source {self.name!r} at {self.shown} holds domains {list(shards.domains)}, not {self.domain!r}; "
-                f"write one folder a domain, or leave out data.sources.{self.name}.domain"
+                f"set data.sources.{self.name}.domain={held}"
             )
         return shards
 
@@ -157,7 +164,7 @@ def _points(spec: SourceSpec) -> tuple[tuple[int, float], ...]:
     steps = [step for step, _ in points]
     if not all(_is_count(step) or step == 0 for step in steps) or sorted(set(steps)) != steps:
         raise StreamError(wrong + "its steps are whole numbers from 0 on, each larger than the one before")
-    if not all(_is_number(weight) and weight >= 0 for _, weight in points):
+    if not all(_is_number(weight) and 0 <= weight <= _LARGEST for _, weight in points):
         raise StreamError(wrong + "its weights are numbers from 0 on")
     if points and not any(weight for _, weight in points):
         raise StreamError(wrong + "one of its weights must be positive (or drop the source)")
@@ -169,7 +176,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_share(value: Any) -> bool:
-    return value is None or (_is_number(value) and value > 0)
+    return value is None or (_is_number(value) and 0 < value <= _LARGEST)
 
 
 def _is_count(value: Any) -> bool:
@@ -210,13 +217,16 @@ def _why_missing(spec: SourceSpec) -> str | None:
     """What is wrong with a local location, None if nothing is."""
     if is_remote(spec.location):
         return None
-    if "{" in spec.location or spec.location.endswith(".tar"):
+    if names_tars(spec.location):
         absent = [path for path in map(Path, _tars(spec.location)) if not path.is_file()]
         return f"names {absent[0].name}, which does not exist" if absent else None
     folder = local_path(spec.location)
     if (folder / SOURCE_FILE).is_file() or (spec.format != "bestiary" and any(folder.glob("*.tar"))):
         return None
-    return "is unfinished (no source.json)" if folder.is_dir() else "does not exist"
+    if not folder.is_dir():
+        return "does not exist"
+    others = any(folder.glob("*.tar")) and not any(folder.glob("shard-*.tar"))
+    return f"has no source.json: unfinished{', or tars of others (then set its format)' if others else ''}"
 
 
 def _tars(pattern: str) -> Sequence[str]:

@@ -48,8 +48,8 @@ def resume(states: Mapping[int, bytes], saved: Mapping[str, Any], plan: Plan, on
     added = added_only(saved.get("skip", {}), now.get("skip", {})) if skip_changed == changed else None
     if added is None and on_change == "refuse":
         raise StreamError(
-            f"the stream is not the one that was saved; changed: {'; '.join(changed)}; undo it, or set "
-            "stream.on_change=remix to go on with what is unchanged"
+            f"the stream is not the one that was saved; changed: {'; '.join(changed)}; a resume needs "
+            "the run's own options again: undo it, or set stream.on_change=remix to go on with what is unchanged"
         )
     if added is None and on_change == "restart":
         return _restarted(states, plan, changed)

@@ -26,7 +26,7 @@ def resolved_table(
     """What is wrong first, then a line a source, then what rows will hold.
 
     share: in the unit of the mix, first -> last where it is scheduled. asked: what the configuration says. of samples,
-    of tokens: expected shares of both. passes: expected over `max_steps`.
+    of tokens: expected shares of both, from what the first rows of some lanes draw. passes: expected over `max_steps`.
 
     plan: None when a source is missing on disk; then only what the configuration says is shown.
     """
@@ -37,9 +37,10 @@ def resolved_table(
     lines = [_opened(plan, seen, passes, number) for number in range(len(specs))]
     per_row = sum(seen.samples) / seen.rows
     fill = sum(seen.tokens) / seen.rows / plan.rules.max_tokens
+    tempered = f", at temperature {plan.rules.temperature:g}" if plan.rules.temperature != 1 else ""
     last = (
         f"{num_lanes} rows a step, about {per_row:.2f} samples a row, expected fill {fill:.1%}; "
-        f"shares are of {plan.rules.unit.replace('_', ' ')}"
+        f"shares are of {plan.rules.unit.replace('_', ' ')}{tempered}"
     )
     return "\n".join([*_bad_news(plan, seen, passes, max_steps), _align([_HEADER, *lines]), last])
 
@@ -53,7 +54,7 @@ def _bad_news(plan: Plan, seen: Foreseen, passes: Sequence[float] | None, max_st
                 f"! {name}: its {len(plan.sources[number]):,} samples are seen {passes[number]:.1f} times in "
                 f"{max_steps:,} steps; lower its share or set data.sources.{name}.max_epochs"
             )
-        of_samples, of_tokens = _part(seen.samples, number), _part(seen.tokens, number)
+        of_samples, of_tokens = _part(seen.drawn_samples, number), _part(seen.drawn_tokens, number)
         if of_samples and not 1 / UNEVEN < of_tokens / of_samples < UNEVEN:
             news.append(f"! {name}: {of_samples:.1%} of the samples are {of_tokens:.1%} of the tokens; see data.unit")
     return news
@@ -88,8 +89,8 @@ def _opened(plan: Plan, seen: Foreseen, passes: Sequence[float] | None, number: 
         ",".join(source.domains),
         _share(shares, number),
         _asked(spec, shares, number, [len(one) for one in plan.sources], plan),
-        f"{_part(seen.samples, number):.2%}",
-        f"{_part(seen.tokens, number):.2%}",
+        f"{_part(seen.drawn_samples, number):.2%}",
+        f"{_part(seen.drawn_tokens, number):.2%}",
         f"{len(source):,}",
         repeats,
         f"{spec.loss_weight:g}",

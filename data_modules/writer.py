@@ -22,7 +22,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,7 @@ from data_modules.index import (
     SourceFacts,
     index_bytes,
     index_hash,
+    key_hash,
     shard_facts,
 )
 from data_modules.records import to_members
@@ -85,10 +86,14 @@ class ShardFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if kind is None:
-            self.commit()
-        else:
+        if kind is not None:
             self.abandon()
+            return
+        try:
+            self.commit()
+        except BaseException:
+            self.abandon()
+            raise
 
     def add(self, sample: Sample) -> None:
         """Append one sample; SampleError when no reader would accept it, and then nothing was written."""
@@ -266,8 +271,12 @@ def write_atomically(path: Path, data: bytes, *, aside: Path | None = None) -> N
     aside: the sibling's name; give one of your own where several processes may write the same file.
     """
     aside = aside or _aside(path)
-    with aside.open("wb") as file:
-        _commit(file, data, aside, path)
+    try:
+        with aside.open("wb") as file:
+            _commit(file, data, aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _place(key: str, members: Sequence[tuple[str, bytes]], offset: int, data: bytes, domain: int) -> Place:
@@ -297,17 +306,14 @@ def _refuse_equal_keys(folder: Path, shards: Sequence[Shard]) -> None:
     at = 0
     for shard in shards:
         for key in _keys_of(folder, shard):
-            hashes[at] = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little")
+            hashes[at] = key_hash(key)
             at += 1
     ordered = np.sort(hashes)
     suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if not suspects:
         return
     found = sorted(
-        (key, shard.file)
-        for shard in shards
-        for key in _keys_of(folder, shard)
-        if int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little") in suspects
+        (key, shard.file) for shard in shards for key in _keys_of(folder, shard) if key_hash(key) in suspects
     )
     for (key, first), (again, second) in pairwise(found):
         if key == again:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,32 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureF
     started = RunDir(tmp_path / "new")
     started.start(config="", resolved="")
     assert "has recorded no step yet" in told(capsys, "explain", tmp_path / "new", "--step", 1, code=1)
+
+
+def test_a_benchmark_without_accuracy_is_listed_with_its_first_metric(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunDir(tmp_path / "one").start(config="", resolved="")
+    for name, metrics in (("regions", {"f1": 0.1, "accuracy": 0.5}), ("captions", {"cider": 1.25}), ("empty", {})):
+        report = tmp_path / "one" / "eval" / name / "report.json"
+        report.parent.mkdir(parents=True)
+        values = {metric: {"value": value} for metric, value in metrics.items()}
+        report.write_text(json.dumps({"metrics": values}))
+    assert told(capsys, "--root", tmp_path).split("  ")[-3:] == ["captions cider 1.250", "empty", "regions 0.500\n"]
+
+
+def test_a_key_whose_loss_is_low_is_not_called_absent(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = json.loads(told(capsys, "explain", run, "--step", 2, "--json"))["samples"][0]["key"]
+    text = told(capsys, "explain", run, "--step", 2, "--key", key, "--above", 1000, code=1)
+    assert text == "error: no sample of these steps has a loss above 1000\n"
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(run: Path) -> None:
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    program = (
+        f"import sys; from bestiary.cli import main; sys.exit(main(['runs', 'explain', {str(run)!r}, '--steps', ':']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], stdout=ours, stderr=subprocess.PIPE, check=False)
+    os.close(ours)
+    assert (ended.returncode, ended.stderr) == (1, b"")

@@ -59,7 +59,7 @@ def test_a_source_is_written_once_and_its_rejections_are_summed_up(
 ) -> None:
     assert write() == 1
     error = last_error(capsys)
-    assert "1 of 9 records were rejected, 11.1% where 1.0% are allowed (1 missing-image)" in error
+    assert "1 of 9 records were rejected, 11.1% where 1.0% are allowed (1 missing-image; first: toys.jsonl line 9 " in error
     assert "rejected.jsonl" in error and "--max-rejected" in error
     assert write("--max-rejected", "0.2", "--licence", "CC0") == 1
     assert "(licence differ); give --overwrite" in last_error(capsys)
@@ -169,6 +169,8 @@ def test_tars_of_others_are_indexed_and_counted(tmp_path: Path, capsys: pytest.C
     assert main(["shards", "check", str(tmp_path), "--decode", *more]) == 0
     assert main(["shards", "stats", str(tmp_path), *more]) == 0
     assert "natural 3" in capsys.readouterr().out
+    assert main(["check", str(tmp_path)]) == 1
+    assert "can be read with --format bestiary (bestiary, caption, llava)" in last_error(capsys)
 
 
 def test_an_unfinished_source_is_refused_by_every_reader(

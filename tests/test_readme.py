@@ -43,8 +43,9 @@ def test_documents_hold_commands_and_ci_runs_the_make_ones() -> None:
 
 @pytest.fixture(scope="module")
 def fresh_run() -> None:
-    """The README's run directory must not be there yet, as for a newcomer."""
-    shutil.rmtree(ROOT / "runs/readme", ignore_errors=True)
+    """The documents' run directories must not be there yet, as for a newcomer."""
+    for name in ("readme", "stream-readme"):
+        shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)
 
 
 @pytest.mark.slow

@@ -218,6 +218,16 @@ def test_a_sweep_runs_two_jobs_in_directories_of_their_own_and_one_wandb_group(d
     assert all(json.loads((sweep / str(job) / "status.json").read_text())["state"] == "finished" for job in (0, 1))
 
 
+def test_a_run_that_cannot_start_leaves_no_directory_and_a_dry_run_says_why(data: list[str], tmp_path: Path) -> None:
+    asked = ["experiment=sphinxv_stage2", *data, *SHORT, f"run_dir={tmp_path / 'run'}"]
+    elsewhere = f"data.sources.natural_stage2.path={tmp_path}"
+    assert f"{tmp_path} has no source.json" in finish(*asked, elsewhere, code=1)
+    assert "nowhere does not exist" in finish(*asked, f"parent={tmp_path / 'nowhere'}", code=1)
+    assert not (tmp_path / "run").exists()
+    assert "missing on disk: 1\n" in finish(*asked, elsewhere, "dry_run=true")
+    assert "expected fill" in finish(*asked, "dry_run=true")
+
+
 def test_the_paper_recipe_is_planned_without_weights() -> None:
     begun = time.monotonic()
     for stage, trainable in (("sphinxv_stage1", "363,"), ("sphinxv_stage2", "13,")):

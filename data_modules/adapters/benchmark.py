@@ -16,8 +16,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from bestiary.schema import Sample, Turn
 from data_modules.adapters.boxes import Frame, corner_fractions, numbers
 from data_modules.adapters.conversations import check_filled
@@ -25,6 +23,7 @@ from data_modules.adapters.fields import Fields, shown, text_of
 from data_modules.adapters.files import AnnotationFile, all_records, fields_of, identity_of, place_in
 from data_modules.adapters.images import read_image
 from data_modules.adapters.protocol import Record, sample_key
+from data_modules.adapters.reading import whole_json
 
 CONFIG_FILE = "annotation_config.json"
 INSTRUCTIONS = ("prompt", "metric", "max_new_tokens")
@@ -139,10 +138,10 @@ class BenchmarkAdapter:
 
 def _load(path: Path) -> Mapping[str, Mapping[str, Any]]:
     """Annotation file's name -> benchmark's name and how to ask and score it."""
+    found = whole_json(path)
     try:
-        found = msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
         return {Path(entry["test"]).name: _instructions(name, entry) for name, entry in found.items()}
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError, AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no configuration of benchmarks ({type(error).__name__}: {error})") from error
 
 

@@ -9,9 +9,8 @@ from typing import Any
 from bestiary.schema import Region
 from data_modules.adapters.fields import shown
 from data_modules.adapters.protocol import RejectedRecordError, Rejection
+from data_modules.records import ROUNDING
 
-_ROUNDING = 1e-6
-"""How far outside, in fractions of the picture, a coordinate may lie without being wrong; it is put on the border."""
 THOUSANDTHS = 1000
 _LARGEST = 1e9
 
@@ -94,9 +93,9 @@ def _is_number(value: object) -> bool:
 
 
 def _place(value: float, size: int, told: str, frame: Frame, where: str) -> float:
-    """A coordinate along an axis of `size` pixels as a fraction."""
+    """A coordinate along an axis of `size` pixels as a fraction; ROUNDING outside is on the border."""
     fraction = value / size
-    if not frame.clip and not -_ROUNDING <= fraction <= 1 + _ROUNDING:
+    if not frame.clip and not -ROUNDING <= fraction <= 1 + ROUNDING:
         raise _outside(told, frame, where)
     return min(max(fraction, 0.0), 1.0)
 

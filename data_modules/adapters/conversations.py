@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bestiary.schema import Turn
+from bestiary.schema import IMAGE_TAG, Turn
 from data_modules.adapters.fields import shown, text_of
 from data_modules.adapters.protocol import RejectedRecordError
 
-IMAGE_TAG = "<image>"
-"""Where a picture stands in a turn's text; the k-th tag is the k-th picture."""
 SPEAKERS: Mapping[str, Literal["human", "assistant"]] = {
     "human": "human",
     "user": "human",

@@ -14,7 +14,8 @@ from data_modules.adapters.protocol import RejectedRecordError, Rejection
 
 MAX_IMAGE_BYTES = 64 * 2**20
 """Larger files are refused before they are read."""
-FORMATS = ("JPEG", "PNG", "WEBP")
+PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")
+"""What Pillow may open: the formats of `records.IMAGE_EXTENSIONS`; its other readers are never asked."""
 
 
 def read_image(folder: Path | None, name: object, where: str, *, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
@@ -36,7 +37,7 @@ def image_size(data: bytes, where: str, *, name: str = "image") -> tuple[int, in
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
                 return image.size
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "is empty" if not data else f"starts with {data[:8]!r} and is no readable JPEG, PNG or WebP"

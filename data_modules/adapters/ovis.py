@@ -18,11 +18,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from bestiary.schema import Sample, Turn
+from bestiary.schema import IMAGE_TAG, Sample, Turn
 from data_modules.adapters.conversations import (
-    IMAGE_TAG,
     Conversation,
     check_filled,
     check_system_policy,
@@ -33,6 +30,7 @@ from data_modules.adapters.fields import Fields, shown, text_of
 from data_modules.adapters.files import AnnotationFile, all_records, domain_of, fields_of, identity_of, place_in
 from data_modules.adapters.images import image_names, read_image
 from data_modules.adapters.protocol import Record, sample_key
+from data_modules.adapters.reading import whole_json
 
 TEMPLATE_1_0 = "<image>'s caption: "
 """The template of Ovis 1.0's first stage, given to its trainer (AIDC-AI/Ovis @ 8c76854)."""
@@ -152,10 +150,7 @@ class OvisAdapter:
 
 
 def _load(path: Path) -> Mapping[str, Any]:
-    try:
-        found = msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    found = whole_json(path)
     if not isinstance(found, dict) or not found:
         raise ValueError(f"{path} is no object of data sets; write {{name: {{meta_file, image_dir, data_format}}}}")
     return found

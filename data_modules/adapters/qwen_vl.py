@@ -16,9 +16,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bestiary.schema import Sample, Turn
+from bestiary.schema import IMAGE_TAG, Sample, Turn
 from data_modules.adapters.boxes import thousandths
-from data_modules.adapters.conversations import IMAGE_TAG, check_system_policy, read_conversation
+from data_modules.adapters.conversations import check_system_policy, read_conversation
 from data_modules.adapters.fields import Fields, shown
 from data_modules.adapters.files import domain_of, identity_of
 from data_modules.adapters.images import read_image

@@ -26,6 +26,8 @@ _IN_ARRAY = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + rb")*+([\[\]{},])?", re
 _IN_ELEMENT = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+([\[\]{}])?", re.DOTALL)
 """Up to the next mark of structure, over whole strings; without a mark where the window ends (or cuts a string)."""
 _BLANK = b" \t\r\n"
+_MARK = b"\xef\xbb\xbf"
+"""UTF-8's byte order mark, which some editors put first."""
 
 
 def file_identity(path: Path) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def json_records(path: Path, *, first: int = 0) -> Iterator[Record]:
     first: the number of the first record. Decode with `decode_record`.
     """
     with path.open("rb") as file:
-        start = file.read(_WINDOW).lstrip(b"\xef\xbb\xbf" + _BLANK)[:1]
+        start = file.read(_WINDOW).lstrip(_MARK + _BLANK)[:1]
     yield from (array_records if start == b"[" else line_records)(path, first=first)
 
 
@@ -54,7 +56,7 @@ def line_records(path: Path, *, first: int = 0) -> Iterator[Record]:
             read += len(line)
             if len(line) == MAX_RECORD_BYTES:
                 raise ValueError(f"{path} line {line_number} is longer than {MAX_RECORD_BYTES} bytes; is it text?")
-            text = line.removeprefix(b"\xef\xbb\xbf").strip(_BLANK)
+            text = line.removeprefix(_MARK).strip(_BLANK)
             if text:
                 yield Record(number, f"{path.name} line {line_number}", text, read / total)
                 number += 1
@@ -65,6 +67,14 @@ def array_records(path: Path, *, first: int = 0) -> Iterator[Record]:
     total = max(1, path.stat().st_size)
     for number, (element, end) in enumerate(_elements(path)):
         yield Record(first + number, f"{path.name} record {number}", element, end / total)
+
+
+def whole_json(path: Path) -> Any:
+    """A small JSON file: a list of files or settings. ValueError of one line where it cannot be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes().removeprefix(_MARK))
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def decode_record(record: Record) -> Any:
@@ -103,7 +113,7 @@ def _elements(path: Path) -> Iterator[tuple[bytes, int]]:
 
 def _opened(path: Path, file: BinaryIO) -> bytes:
     """The first window, from the bracket that opens the array."""
-    buffer = file.read(_WINDOW).removeprefix(b"\xef\xbb\xbf").lstrip(_BLANK)
+    buffer = file.read(_WINDOW).removeprefix(_MARK).lstrip(_BLANK)
     if not buffer.startswith(b"["):
         raise ValueError(f"{path} does not begin with a JSON array but with {buffer[:16]!r}; is it of another format?")
     return buffer

@@ -16,9 +16,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bestiary.schema import Sample, Turn
+from bestiary.schema import IMAGE_TAG, Sample, Turn
 from data_modules.adapters.conversations import (
-    IMAGE_TAG,
     Conversation,
     check_filled,
     check_system_policy,

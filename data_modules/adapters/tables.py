@@ -43,7 +43,7 @@ def parquet_records(path: Path, *, columns: Sequence[str], first: int = 0) -> It
         raise ValueError(f"reading {path} needs pyarrow; pip install 'bestiary[parquet]'") from error
     numbers = count(first)
     try:
-        with ParquetFile(path) as file:
+        with ParquetFile(path, pre_buffer=False) as file:  # a buffer keeps all row groups that were read
             has = file.schema_arrow.names
             if missing := [name for name in columns if name not in has]:
                 raise ValueError(f"{path} has no column {', '.join(missing)}, only {', '.join(has)}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from PIL import Image
 
 from bestiary.schema import Sample
-from data_modules.adapters.images import FORMATS
+from data_modules.adapters.images import PILLOW_FORMATS
 from data_modules.index import FOREIGN, Shard
 from data_modules.inspection.parallel import over_shards
 from data_modules.records import DamagedSampleError
@@ -47,7 +47,7 @@ def image_problem(data: bytes | memoryview) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
                 if image.width * image.height > DECODE_LIMIT:
                     return f"has {image.width} x {image.height} pixels, more than {DECODE_LIMIT}"
                 image.load()

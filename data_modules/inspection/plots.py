@@ -75,13 +75,15 @@ def _lengths(axis: Any, shown: Mapping[str, Tally]) -> None:
 
 def _tokens(axis: Any, shown: Mapping[str, Tally]) -> None:
     if any("tokens" in tally.columns for tally in shown.values()):
-        _histograms(axis, shown, "tokens", "positions of a row (tokens)")
+        _histograms(axis, shown, "tokens", "tokens of a sample")
     else:
         _histograms(axis, shown, "answer_characters", "characters of the answers")
 
 
 def _histograms(axis: Any, shown: Mapping[str, Tally], column: str, title: str) -> None:
     """One outline a source on a logarithmic axis; 0 counts as 1."""
+    from matplotlib.ticker import MaxNLocator
+
     columns = {name: np.maximum(1, np.asarray(tally.columns[column])) for name, tally in _having(shown, column)}
     axis.set_title(title, fontsize=11)
     if not columns:
@@ -96,6 +98,10 @@ def _histograms(axis: Any, shown: Mapping[str, Tally], column: str, title: str) 
         axis.hist(values, bins=edges, weights=shares, histtype="stepfilled", alpha=0.25, color=colour)
         axis.hist(values, bins=edges, weights=shares, histtype="step", linewidth=1.4, color=colour, label=name[:24])
     axis.set_xscale("log")
+    if top < 10 * low:  # a narrow range has no powers of ten to stand at: plain numbers
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.xaxis.set_minor_formatter("")
     axis.set_ylabel("share of the source", fontsize=9)
     if len(columns) > 1:
         axis.legend(fontsize=8, frameon=False)

@@ -19,7 +19,7 @@ from hashlib import sha256
 from PIL import Image, ImageOps
 
 from bestiary.schema import Region, Sample
-from data_modules.adapters.images import FORMATS
+from data_modules.adapters.images import PILLOW_FORMATS
 from data_modules.inspection.check import DECODE_LIMIT, image_problem
 from data_modules.inspection.style import NUM_COLOURS, PAGE_STYLE
 from data_modules.records import DamagedSampleError
@@ -160,7 +160,7 @@ def _thumbnail(data: bytes | memoryview) -> tuple[bytes, tuple[int, int], tuple[
     problem = image_problem(data)
     if problem is not None:
         return problem
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
         size = image.size
         assert size[0] * size[1] <= DECODE_LIMIT, "image_problem refused larger ones"
         image.draft("RGB", (SIDE, SIDE))

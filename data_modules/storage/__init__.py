@@ -16,13 +16,13 @@ Errors: NotThereError where the store says that there is no such file; StorageEr
 all retries. Neither ever means damaged data: an outage must stop the run. A file that ends early is no error here;
 `span` returns what exists, `size` tells where it ends.
 
-`expand_braces` and `split_pattern` turn `https://host/set/part-{000..099}.tar` into a folder and its names.
+`names_tars`, `expand_braces` and `split_pattern` turn `https://host/set/part-{000..099}.tar` into a folder and names.
 """
 
 from data_modules.storage.access import DEFAULT_CACHE_BYTES, Storage
 from data_modules.storage.errors import NotThereError, StorageError
 from data_modules.storage.folder import Folder
-from data_modules.storage.urls import expand_braces, is_remote, printable, split_pattern
+from data_modules.storage.urls import expand_braces, is_remote, names_tars, printable, split_pattern
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",
@@ -32,6 +32,7 @@ __all__ = [
     "StorageError",
     "expand_braces",
     "is_remote",
+    "names_tars",
     "printable",
     "split_pattern",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -12,6 +13,8 @@ from data_modules.storage.mapping import mapped
 from data_modules.storage.urls import checked_name
 
 _MAX_MAPS = 64
+_SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What letting go of other files mends: the caller's business."""
 
 
 class LocalFolder:
@@ -61,7 +64,10 @@ class LocalFolder:
     def exists(self, name: str) -> bool:
         """Whether a regular file of that name is there."""
         path = self._path(name)
-        return path.is_file() and not path.is_symlink()
+        try:
+            return path.is_file() and not path.is_symlink()
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
@@ -76,8 +82,11 @@ class LocalFolder:
         """Names of the regular files directly in the folder, sorted."""
         if not self.path.is_dir():
             raise NotThereError(f"folder {self.path} does not exist")
-        with os.scandir(self.path) as entries:
-            return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+        try:
+            with os.scandir(self.path) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
 
     def _path(self, name: str) -> Path:
         path = self.path / checked_name(name)
@@ -89,19 +98,33 @@ class LocalFolder:
         path = self._path(name)
         try:
             status = path.lstat()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise NotThereError(f"{path} does not exist") from error
+        except OSError as error:
+            raise _unreadable(path, error) from error
         if not stat.S_ISREG(status.st_mode):
             raise StorageError(f"{path} is not a regular file; copy the shard here")
         return status
 
     def _opened(self, name: str) -> tuple[int, int]:
-        """Descriptor and size of a regular file. The flags close the gap between looking and opening."""
+        """Descriptor and size of a regular file. The flags close the gap between looking and opening.
+
+        OSError where the process has too many files open already.
+        """
         self._status(name)
         path = self._path(name)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno in _SHORT_OF:
+                raise
+            raise _unreadable(path, error) from error
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
             raise StorageError(f"{path} is not a regular file; copy the shard here")
         return descriptor, status.st_size
+
+
+def _unreadable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path} cannot be read ({error.strerror or error}); check the path and who may read it")

@@ -70,7 +70,7 @@ def retry_after_s(header: str | None) -> float:
     """Seconds that a Retry-After header asks for (a number or a date); 0 without or with a senseless one."""
     if not header:
         return 0.0
-    if header.strip().isdigit():
+    if header.strip().isdecimal():
         return float(header.strip()[:9])
     try:
         until = parsedate_to_datetime(header)

@@ -104,8 +104,11 @@ def check_redirect(before: str, after: str) -> str:
 
     User and password stay with it.
     """
-    old, new = urlsplit(before), urlsplit(after)
-    old_port, new_port = (parts.port or _DEFAULT_PORTS.get(parts.scheme) for parts in (old, new))
+    try:
+        old, new = urlsplit(before), urlsplit(after)
+        old_port, new_port = (parts.port or _DEFAULT_PORTS.get(parts.scheme) for parts in (old, new))
+    except ValueError as error:  # a port or an IPv6 host that is none
+        raise StorageError(f"{printable(before)} redirects to {printable(after)}, which is no address") from error
     is_upgrade = (old.scheme, new.scheme) == ("http", "https") and (old_port, new_port) == (80, 443)
     is_same = (old.scheme, old_port) == (new.scheme, new_port)
     if old.hostname != new.hostname or not (is_same or is_upgrade):
@@ -134,6 +137,11 @@ def expand_braces(pattern: str) -> list[str]:
             raise _too_many(pattern)
         choices.append(options)
     return ["".join(chosen) for chosen in product(*choices)]
+
+
+def names_tars(location: str) -> bool:
+    """Whether this names tars (one, or a pattern of them) and not a folder."""
+    return "{" in location or location.partition("?")[0].endswith(".tar")
 
 
 def split_pattern(location: str) -> tuple[str, list[str]]:

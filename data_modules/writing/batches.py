@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
 from bestiary.schema import Sample, SampleError
 from data_modules.adapters.protocol import Adapter, Record, RejectedRecordError, Rejection
-from data_modules.index import Shard
+from data_modules.index import Shard, key_hash
 from data_modules.writer import ShardFile, shard_path
 
 _UNLIKE_THE_FORMAT = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -90,7 +89,7 @@ class _Batch:
         yield from [made] if isinstance(made, Sample) else made
 
     def _add_sample(self, shard: ShardFile, record: Record, sample: Sample) -> None:
-        digest = key_hash(sample.key)
+        digest = key_hash(sample.key)  # where two keys have the same, the later sample is lost
         if digest in self.refused or digest in self._seen:
             problem = f"key {sample.key!r} is in the source already; make keys unique"
             self.rejected.append(Rejected(record.where, Rejection.DUPLICATE_KEY, problem))
@@ -103,11 +102,6 @@ class _Batch:
             return
         self._seen.add(digest)
         self.keys.append(digest)
-
-
-def key_hash(key: str) -> int:
-    """64 bits of a key: a million keys collide with a chance of 3 in a hundred million, and then cost one sample."""
-    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
 def _one_line(text: str) -> str:

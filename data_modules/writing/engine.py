@@ -153,8 +153,9 @@ class _Run:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self._kinds.most_common())
         raise WritingError(
             f"{rejected} of {self._records} records were rejected, {rejected / self._records:.1%} where {allowed:.1%} "
-            f"are allowed ({kinds}); read {self._plan.folder / REJECTED_FILE}, then put the annotations or --images "
-            "right, or raise --max-rejected to go on"
+            f"are allowed ({kinds}; first: {self._journal.first_rejected()}); read "
+            f"{self._plan.folder / REJECTED_FILE}, then put it right and give --overwrite, or raise --max-rejected to "
+            "accept them"
         )
 
 

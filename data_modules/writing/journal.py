@@ -95,6 +95,12 @@ class Journal:
         self.done.append(done)
         return done
 
+    def first_rejected(self) -> str:
+        """Where the first rejection was and what its problem is."""
+        with (self.folder / REJECTED_FILE).open("rb") as file:
+            first = msgspec.json.decode(file.readline(), type=Rejected)
+        return f"{first.where} {first.problem}"
+
     def remove(self) -> None:
         """The source is finished."""
         self._path.unlink()

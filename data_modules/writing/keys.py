@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_modules.index import Keys, Shard
-from data_modules.writing.batches import key_hash
+from data_modules.index import Keys, Shard, key_hash
 
 
 class KnownKeys:

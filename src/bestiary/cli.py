@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bestiary.cli_runs import add_runs
 from bestiary.cli_shards import add_shards
+from bestiary.cli_weights import add_weights
 from bestiary.schema import Region
 
 
@@ -19,6 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         args.act(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough (`| head`); what is left must not be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -41,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.set_defaults(act=_ask)
 
     add_shards(commands)
+    add_weights(commands)
 
     data = commands.add_parser("data", help="make the embedded data")
     data.add_argument("--root", type=Path, default=Path(".cache/data/embedded"))

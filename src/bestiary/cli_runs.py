@@ -47,12 +47,17 @@ def _list(args: argparse.Namespace) -> None:
         raise ValueError(f"no run below {args.root}; start one with python train.py experiment=sphinxv_stage2")
     for path in found:
         status = json.loads(path.read_text(encoding="utf-8"))
-        scores = [
-            f"{report.parent.name} {json.loads(report.read_text(encoding='utf-8'))['metrics']['accuracy']['value']:.3f}"
-            for report in sorted(path.parent.glob("eval/*/report.json"))
-        ]
+        scores = [_score(report) for report in sorted(path.parent.glob("eval/*/report.json"))]
         line = f"{status['state']:<12} {status['stage']:<16} {status['step']:>7} steps  {path.parent}"
         sys.stdout.write("  ".join([line, *scores]) + "\n")
+
+
+def _score(report: Path) -> str:
+    """A benchmark's name and its accuracy, or else its first metric."""
+    metrics = json.loads(report.read_text(encoding="utf-8"))["metrics"]
+    if "accuracy" in metrics:
+        return f"{report.parent.name} {metrics['accuracy']['value']:.3f}"
+    return " ".join([report.parent.name, *(f"{name} {metrics[name]['value']:.3f}" for name in list(metrics)[:1])])
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -98,7 +103,7 @@ def _chosen(steps: Iterator[Explained], args: argparse.Namespace) -> Iterator[Ex
         places = [p for p, sample in enumerate(step.samples) if _is_wanted(sample, args.above, wanted)]
         if args.by == "loss":
             places.sort(key=_by_loss(step.samples))
-        met |= {step.samples[p].key for p in places} & wanted
+        met |= {sample.key for sample in step.samples} & wanted
         if not places and (wanted or args.above is not None):
             continue
         any_left = True
@@ -107,7 +112,8 @@ def _chosen(steps: Iterator[Explained], args: argparse.Namespace) -> Iterator[Ex
     if wanted - met:
         raise ValueError(f"not among the samples of these steps: {', '.join(sorted(wanted - met))}")
     if not any_left:
-        raise ValueError(f"no sample of these steps has a loss above {args.above:g}")
+        problem = "was recorded" if args.above is None else f"has a loss above {args.above:g}"
+        raise ValueError(f"no sample of these steps {problem}")
 
 
 def _is_wanted(sample: SeenSample, above: float | None, keys: set[str]) -> bool:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +175,7 @@ def _check(args: argparse.Namespace) -> None:
     from data_modules.inspection.check import check_source
 
     num_problems = num_sources = num_samples = 0
+    unread = ""
     for location, shards in _opened_or_problem(args):
         num_sources += 1
         if isinstance(shards, str):
@@ -188,9 +190,11 @@ def _check(args: argparse.Namespace) -> None:
             sys.stderr.write(f"{location}: {found - MAX_PROBLEMS} more problems\n")
         num_problems += found
         num_samples += len(shards)
+        if found and (not shards.domains or (args.format != "bestiary" and found >= len(shards))):
+            unread = f"; nothing of {location} can be read with --format {args.format} (bestiary, caption, llava)"
     if num_problems:
         counts = f"{_count(num_problems, 'problem')} in {_count(num_sources, 'source')}"
-        raise ValueError(f"{counts}; write or copy the shards named above again")
+        raise ValueError(f"{counts}{unread}; write or copy the shards named above again")
     whole = "source is" if num_sources == 1 else "sources are"
     sys.stdout.write(f"{num_sources} {whole} whole, {num_samples:,} samples\n")
 
@@ -213,6 +217,8 @@ def _stats(args: argparse.Namespace) -> None:
     from data_modules.inspection.stats import Tally, gather, table
 
     if args.out is not None:
+        if find_spec("matplotlib") is None:  # said before an hour of counting
+            raise ValueError("stats --out draws with matplotlib, which is not installed; pip install 'bestiary[plots]'")
         from data_modules.inspection.plots import draw
     measure = None if args.processor is None else _measure(args.processor)
     tallies: dict[str, Tally] = {}

@@ -31,6 +31,9 @@ ALLOWED_TARGETS = ("bestiary.", "data_modules.", "experiments.")
 MARKERS = ("_target_", "_args_of_")
 """`_target_` names what a node builds; `_args_of_` whose arguments a nested node holds, for the check alone."""
 
+GROUPS = ("data_mix", "experiment")
+"""Choices of conf/config.yaml that are no keys of a run, as its other groups are."""
+
 
 def register_schema() -> None:
     """Makes the typed roots that conf/config.yaml and conf/eval.yaml name first."""
@@ -40,6 +43,7 @@ def register_schema() -> None:
 
 def typed(config: DictConfig) -> Any:
     """The composed configuration as a checked `Run` or `Evaluation` of plain dataclasses, lists and dicts."""
+    check_typed_keys(config)
     check_targets(OmegaConf.to_container(config, resolve=True))
     asked = OmegaConf.to_object(config)
     if isinstance(asked, Run):
@@ -75,6 +79,17 @@ def sweep_dir() -> str | None:
 
     hydra = HydraConfig.get()
     return str(Path(hydra.runtime.output_dir).absolute()) if hydra.mode == RunMode.MULTIRUN else None
+
+
+def check_typed_keys(node: DictConfig, where: str = "") -> None:
+    """Raises ValueError for a key that `+key=value` put where the schema has none: it would change nothing."""
+    kind = OmegaConf.get_type(node)
+    known = [f.name for f in fields(kind)] if is_dataclass(kind) else None
+    for key in map(str, node):
+        if known is not None and key not in known:
+            raise ValueError(f"there is no {where}{key}{nearest(key, known)}")
+        if not OmegaConf.is_missing(node, key) and isinstance(value := node[key], DictConfig):
+            check_typed_keys(value, f"{where}{key}.")
 
 
 def build(node: dict[str, Any], **extra: Any) -> Any:
@@ -179,22 +194,34 @@ def schema_keys(kind: Any = Run) -> Iterator[tuple[str, type]]:
 
 def explain(error: BaseException) -> str:
     """One line: what is wrong, where, and the nearest valid key or choice."""
-    root = error
+    root: Any = error
     while root.__cause__ is not None:
         root = root.__cause__
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).partition(". To append to your config")[0]
+    if not type(error).__module__.startswith(("hydra", "omegaconf")):
+        return " ".join(str(error).split())  # ours: it says everything itself
+    override = getattr(error, "override", None)
+    if override is not None:
+        key, equals, value = str(override).partition("=")
+        quoted = f"; with such signs in it write '{key}=\"{value}\"'" if equals else ""
+        return f"cannot read {override!r}: {text.partition(' See https')[0]}{quoted}"
     reason = " ".join(str(root).split())
+    absent = re.search(r"Key '([^']+)' is not in struct full_key: (\S+)", reason)
+    if absent and root.parent_node is not None:
+        return f"there is no {absent[2]}{nearest(absent[1], root.parent_node)}"
+    reason = reason.partition(" full_key: ")[0] if "reference_type=" in reason and "Key '" not in reason else reason
+    if "is not a subclass of Source" in reason:
+        return f"{text}: a new source comes from a file of dataset/, as +dataset@data.sources.NAME=FILE"
     line = text if reason in text else f"{text}: {reason}"
     unknown = re.search(r"Key '([^']+)' (?:is )?not in '([^']+)'", line)
     if unknown:
         key, holder = unknown.groups()
         keys = {k for k, kind in schema_keys() if kind.__name__ == holder} or {k for k, _ in schema_keys()}
+        keys |= set(GROUPS) if holder == "Run" else set()
         return f"unknown key {key!r} in {holder}{nearest(key, keys)}  ({text.split(' full_key')[0]})"
     group = re.search(r"Could not find '([^']+)/([^'/]+)'", line)
     if group:
-        options = re.findall(r"\t?([\w/.-]+)", text.partition("Available options in")[2].partition(":")[2])
-        stop = [o for o in options if o not in ("Config", "search", "path")]
-        return f"there is no {group[1]}={group[2]}{nearest(group[2], stop)}"
+        return f"there is no {group[1]}={group[2]}{nearest(group[2], getattr(error, 'options', None) or ())}"
     return line
 
 

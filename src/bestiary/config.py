@@ -74,7 +74,8 @@ class Source:
 
     path: str = MISSING
     """Folder of shards, relative to `data.root` unless absolute."""
-    domain: str = MISSING
+    domain: str | None = None
+    """The domain of all its samples; null = whatever its shards say of each (pictures and text in one folder)."""
     weight: float | None = None
     """Share on any scale; 0 leaves the source out. At most one of weight, count, repeat; none of them = weight 1."""
     count: float | None = None
@@ -137,7 +138,7 @@ class StreamPolicy:
     """What a resume does when the stream is not the one that was saved."""
 
     on_change: str = "refuse"
-    """refuse | remix (sources added, removed, reweighted; what is unchanged goes on) | restart (begin the data again)"""
+    """refuse | remix (sources come, go, change their weight; the rest goes on) | restart (the data begins again)"""
 
 
 @dataclass
@@ -248,6 +249,8 @@ def check_run(run: Run) -> None:
     for name, source in data.sources.items():
         if source.weight is not None and source.weight < 0:
             raise ValueError(f"data.sources.{name}.weight={source.weight} is negative; 0 leaves the source out")
+    if all(source.weight == 0 for source in data.sources.values()):
+        raise ValueError("data.sources: every source has weight 0, which leaves it out; give one of them a share")
     if run.resume and run.parent:
         raise ValueError(
             f"resume={run.resume} continues a run, parent={run.parent} starts a new one from its weights; "

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 """Label of a position that carries no loss (torch's cross-entropy default)."""
+IMAGE_TAG = "<image>"
+"""Where a picture stands in a turn's text, in data that says so; the k-th tag is the k-th picture."""
 
 
 class Slot(IntEnum):

@@ -12,8 +12,9 @@ import torch
 
 from bestiary.schema import Batch
 from data_modules.datamodule import StreamDataModule
+from data_modules.shards import write_samples
 from data_modules.sources import StreamError
-from tests.data_modules.making import CharProcessor, source
+from tests.data_modules.making import CharProcessor, sample, source
 
 
 class Recorder(lightning.LightningModule):
@@ -86,6 +87,15 @@ def test_building_opens_nothing_and_missing_sources_are_listed(tmp_path: Path) -
     with pytest.raises(StreamError, match="source 'gone'"):
         data.train_dataloader()
     assert "expected fill" in make(tmp_path / "here").resolved_table(10)
+    assert make(tmp_path / "here").domains == ["natural"]
+
+
+def test_a_source_without_a_declared_domain_may_hold_several(tmp_path: Path) -> None:
+    samples = [sample("both", n, domain=("natural", "text")[n % 2]) for n in range(10)]
+    write_samples(tmp_path, samples, source="both")
+    data = make(tmp_path)
+    assert data.domains == ["natural", "text"]
+    assert "natural,text" in data.resolved_table(10)
 
 
 def test_a_source_s_loss_weight_reaches_every_segment(tmp_path: Path) -> None:
@@ -126,7 +136,9 @@ def test_options_of_the_configuration_reach_the_stream(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"num_workers": -1}, {"cache_gb": -1.0}, {"micro_batch": -2}])
-def test_negative_numbers_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"num_workers": -1}, {"cache_gb": -1.0}, {"cache_gb": float("inf")}, {"micro_batch": -2}]
+)
+def test_negative_and_infinite_numbers_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(StreamError, match="must not be negative"):
         make(tmp_path, **wrong)

@@ -72,7 +72,7 @@ def test_a_spent_source_ends_every_number_of_threads_at_the_same_row(tmp_path: P
     made = stream(ruined, processor=WholeProcessor(), bad_budget=1.0, packing=False)
     expected = some_rows(made, 50, 1)
     assert expected[0]
-    assert "40 samples one after another" in expected[1]
+    assert "640 samples one after another" in expected[1]
     assert some_rows(made, 50, 3) == expected
 
 

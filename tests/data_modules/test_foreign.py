@@ -161,7 +161,7 @@ def test_patterns_name_the_tars_and_a_missing_one_is_refused(tmp_path: Path) -> 
             read(location)
     with pytest.raises(ValueError, match="choose from bestiary, caption, llava"):
         read(tmp_path, "captoin")
-    with pytest.raises(ValueError, match="set the source's `domain`"):
+    with pytest.raises(ValueError, match="name no domain; give one"):
         read(tmp_path, domain="")
     (tmp_path / "p-9.tar").symlink_to(tmp_path / "p-1.tar")
     with pytest.raises(ValueError, match="is a link"):

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from data_modules.index import Entry, index_bytes, shard_facts
 from data_modules.shards import ShardSet, open_source, write_samples
 from data_modules.storage import Storage
 from data_modules.writer import finish_source, prepare_folder, shard_path
-from tests.data_modules.making import sample, source
+from tests.data_modules.making import picture, sample, source
 from tests.data_modules.servers import FileServer
 
 
@@ -37,14 +38,24 @@ def test_a_view_is_equal_to_the_sample_and_copies_no_picture(tmp_path: Path) -> 
     many = ShardSet(shards.folder, max_open=1)
     kept = [many.view(number) for number in (0, 6, 10)]
     assert kept == [shards[number] for number in (0, 6, 10)], "a view outlives the shard's place among the open ones"
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda number: many.view(number % 12).key, range(200))) == [
-            views[number % 12].key for number in range(200)
-        ]
     with pytest.raises(IndexError, match="sample 12 of"):
         shards.view(12)
     with pytest.raises(IndexError, match="sample -1 of"):
         shards.view(-1)
+
+
+@pytest.mark.slow
+def test_threads_may_open_and_close_the_same_shards_at_once(tmp_path: Path) -> None:
+    shards = ShardSet(write(tmp_path / "toys").folder, max_open=1)
+    expected = list(shards.keys())
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda number: shards.view(number % 12).key, range(40_000)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [expected[number % 12] for number in range(40_000)]
 
 
 def test_open_shards_hold_no_descriptors_and_maps_end_with_their_last_slice(tmp_path: Path) -> None:
@@ -122,25 +133,56 @@ def test_the_first_sample_of_a_million_comes_at_once(tmp_path: Path, num_shards:
     assert best < 0.1
 
 
-@pytest.mark.slow
-def test_datasets_reads_our_shards_without_a_network(tmp_path: Path) -> None:
+def read_by_datasets(shards: ShardSet, columns: str, home: Path) -> list[dict[str, Any]]:
+    """Every row that `datasets` makes of the tars, pictures as base64, in a process without a network.
+
+    columns: Python that names them; "None" = datasets guesses.
+    """
     pytest.importorskip("datasets")
-    made = [replace(sample("toys", 3 * number), regions=()) for number in range(12)]  # all with a picture
-    shards = write_samples(tmp_path / "toys", made, source="toys", samples_per_shard=5)
     tars = [shards.where(number) for number in range(len(shards.shards))]
     script = f"""
 import base64, json, datasets
-rows = datasets.load_dataset("webdataset", data_files={{"train": {tars!r}}}, split="train", streaming=True)
-rows = rows.cast_column("png", datasets.Image(decode=False))
+from datasets import Features, Image, Json, Value
+rows = datasets.load_dataset(
+    "webdataset", data_files={{"train": {tars!r}}}, split="train", streaming=True, features={columns}
+).decode(False)
 for row in rows:
-    print(json.dumps([row["__key__"], row["json"], base64.b64encode(row["png"]["bytes"]).decode()]))
+    for name, value in row.items():
+        if isinstance(value, dict) and "bytes" in value:
+            row[name] = base64.b64encode(value["bytes"]).decode()
+    print(json.dumps(row))
 """
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(home)}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [key for key, _, _ in rows] == list(shards.keys())
-    for (_, record, picture_64), sample_ in zip(rows, shards, strict=True):
-        assert (base64.b64decode(picture_64),) == sample_.images
-        assert record["turns"] == [{"role": t.role, "text": t.text} for t in sample_.turns]
-        assert record["meta"] == sample_.meta
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check_rows(rows: list[dict[str, Any]], shards: ShardSet) -> None:
+    """Rows are the samples: keys, pictures in their order, turns, meta."""
+    assert [row["__key__"] for row in rows] == list(shards.keys())
+    for row, made in zip(rows, shards, strict=True):
+        record = row["json"] if isinstance(row["json"], dict) else json.loads(row["json"])
+        assert tuple(base64.b64decode(row[name]) for name in record["images"]) == made.images
+        assert record["turns"] == [{"role": turn.role, "text": turn.text} for turn in made.turns]
+        assert record["meta"] == made.meta
+
+
+@pytest.mark.slow
+def test_datasets_reads_our_shards_without_a_network(tmp_path: Path) -> None:
+    made = [replace(sample("toys", 3 * number), regions=()) for number in range(12)]  # all with a picture
+    shards = write_samples(tmp_path / "toys", made, source="toys", samples_per_shard=5)
+    check_rows(read_by_datasets(shards, "None", tmp_path / "hf"), shards)
+
+
+@pytest.mark.slow
+def test_datasets_reads_samples_of_several_kinds_where_it_is_told_the_columns(tmp_path: Path) -> None:
+    """As data_modules/README.md says: it guesses columns from the first five samples and refuses if they differ."""
+    made = [sample("toys", number) for number in range(12)]
+    made[4] = replace(made[4], images=(picture(1), picture(2)), regions=(), meta={"other": ["x"]})
+    shards = write_samples(tmp_path / "toys", made, source="toys", samples_per_shard=5)
+    columns = """Features({
+    "json": Json(), **{name: Image() for name in ("png", "0.png", "1.png")},
+    "__key__": Value("string"), "__url__": Value("string"),
+})"""
+    check_rows(read_by_datasets(shards, columns, tmp_path / "hf"), shards)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from bestiary.schema import Sample
+from bestiary.schema import Lengths, Sample
 from data_modules.sources import StreamError
 from data_modules.stream import Stream
-from tests.data_modules.making import LANES, WholeProcessor, source, stream
+from tests.data_modules.making import LANES, CharProcessor, WholeProcessor, source, stream
 
 STEPS = 30
 
@@ -82,3 +82,17 @@ def test_what_waits_in_packers_comes_first(cut: Any) -> None:
 def test_damage_beyond_the_budget_ends_reading(cut: Any) -> None:
     with pytest.raises(StreamError, match=r"source 'cut'.*bad_budget=0.001.*shard-00001.tar"):
         list(itertools.islice(stream(cut, bad_budget=0.001).samples(), 30))
+
+
+class Silent(CharProcessor):
+    """No sample of `tiny` has anything to learn."""
+
+    def lengths(self, sample: Sample) -> Lengths:
+        lengths = super().lengths(sample)
+        return lengths._replace(targets=0) if sample.source == "tiny" else lengths
+
+
+def test_a_source_without_targets_cannot_take_over_a_mix_of_targets(mix: Any) -> None:
+    with pytest.raises(StreamError, match=r"data.sources.tiny: none of its first 32 samples has target_tokens"):
+        stream(mix, processor=Silent(), unit="target_tokens")
+    stream({"tiny": mix["tiny"]}, processor=Silent(), unit="target_tokens")

@@ -9,6 +9,7 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import msgspec
 import pytest
 
@@ -16,8 +17,17 @@ from bestiary.schema import Region, Sample, SampleError, Turn
 from data_modules.index import BLOCK, RECORD, Entry, Shard, index_bytes, shard_facts
 from data_modules.records import DamagedSampleError, Reason
 from data_modules.shards import ShardSet, ShardWriter, open_source, read_source, write_samples
+from data_modules.storage import Storage, StorageError
 from data_modules.ustar import TarError, member, parse_members
-from data_modules.writer import ShardFile, finish_source, is_whole, prepare_folder, shard_path, write_shard
+from data_modules.writer import (
+    ShardFile,
+    finish_source,
+    is_whole,
+    prepare_folder,
+    shard_path,
+    write_atomically,
+    write_shard,
+)
 from tests.data_modules.making import picture, sample, source
 
 
@@ -309,3 +319,34 @@ def test_members_that_announce_more_than_they_have_are_refused() -> None:
     parsed = list(parse_members(memoryview(data), 0, len(data)))
     with tarfile.open(fileobj=io.BytesIO(data + bytes(1024))) as tar:
         assert [(m.name, m.size, m.offset_data) for m in tar] == [("a.json", 800, parsed[0].start)]
+
+
+def test_a_lot_whose_index_is_partly_damaged_gives_every_sound_sample(tmp_path: Path) -> None:
+    written = source(tmp_path / "set", "toys", 2 * BLOCK, per_shard=2 * BLOCK)
+    path = tmp_path / "set" / "shard-00000.idx"
+    index = bytearray(path.read_bytes())
+    index[(BLOCK + 2) * RECORD.size] ^= 0xFF
+    memory = fsspec.filesystem("memory")
+    for file in written.folder.iterdir():
+        memory.pipe(f"/{tmp_path.name}/{file.name}", bytes(index) if file == path else file.read_bytes())
+    shards = open_source(f"memory://{tmp_path.name}", storage=Storage(tmp_path / "cache"), lot=2 * BLOCK)
+    assert [shards[number].key for number in (0, 2, 1)] == ["toys-00000", "toys-00002", "toys-00001"]
+    with pytest.raises(DamagedSampleError, match="index of its stretch"):
+        shards[BLOCK]
+
+
+def test_an_index_of_another_source_stops_a_run_and_is_no_damage(tmp_path: Path) -> None:
+    shards = source(tmp_path / "toys", "toys", 10)
+    source(tmp_path / "others", "others", 10)
+    (tmp_path / "toys" / "shard-00001.idx").write_bytes((tmp_path / "others" / "shard-00001.idx").read_bytes())
+    with pytest.raises(StorageError, match=r"shard-00001\.idx is not the index that source.json names"):
+        shards.view(5)
+
+
+def test_what_cannot_be_put_under_its_name_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "shard-00000.tar" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"shard-00000\.tar"):
+        write_shard(shard_path(tmp_path, 0), [sample("toys", 0)], source="toys")
+    with pytest.raises(OSError, match=r"shard-00000\.tar"):
+        write_atomically(tmp_path / "shard-00000.tar", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.tar"]

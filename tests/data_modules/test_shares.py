@@ -122,3 +122,16 @@ class TestCaps:
             assert spec.max_epochs is None or share / ONE <= spec.max_epochs * size / 100 + 1e-6
         grown = [share for spec, share in zip(specs, after.at(0), strict=True) if spec.max_epochs is None]
         assert grown[0] >= before.at(0)[-1] - len(specs)
+
+
+@pytest.mark.parametrize("key", ["weight", "count", "repeat"])
+def test_shares_beyond_the_range_of_numbers_are_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"data.sources.a.{key}=1e\+308"):
+        parse_sources({"a": {"path": "x", key: 1e308}, "b": {"path": "y", key: 1e308}})
+
+
+def test_a_temperature_that_leaves_a_source_nothing_is_refused() -> None:
+    specs = parse_sources({"a": {"path": "x", "weight": 1}, "b": {"path": "y", "weight": 9}})
+    assert min(resolve(specs, [1, 1], temperature=0.05).at(0)) == 1
+    with pytest.raises(ValueError, match=r"data\.temperature=0.001 leaves source 'a' no share at all"):
+        resolve(specs, [1, 1], temperature=0.001)

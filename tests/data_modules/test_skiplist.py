@@ -16,7 +16,7 @@ from data_modules.records import Reason
 from data_modules.skiplist import added_only, pack_numbers, read_skip_list, unpack_numbers
 from data_modules.sources import StreamError
 from data_modules.stream import Stream
-from tests.data_modules.making import LANES, stream
+from tests.data_modules.making import LANES, source, stream
 
 
 def write(folder: Path, text: str) -> Path:
@@ -121,3 +121,10 @@ def test_numbers_come_back_and_only_additions_are_told_apart(one: frozenset[int]
 
 def test_ten_thousand_numbers_are_small() -> None:
     assert len(pack_numbers(frozenset(range(0, 10_000_000, 997)))) < 20_000
+
+
+def test_a_source_with_one_sample_left_is_drawn_from_by_every_lane(tmp_path: Path) -> None:
+    source(tmp_path / "few", "few", 20)
+    skip = write(tmp_path, "".join(f"few\tfew-{number:05d}\n" for number in range(20) if number != 3))
+    found, _ = keys(stream({"few": {"path": tmp_path / "few"}}, skip=skip, packing=False), 30)
+    assert found == ["few-00003"] * 30 * LANES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,17 @@ class TestSources:
     def test_no_source_and_a_wrong_domain_are_refused(self, mix: Any) -> None:
         with pytest.raises(StreamError, match="empty"):
             parse_sources({})
-        with pytest.raises(StreamError, match=r"holds domains \['natural'\], not 'web'"):
+        with pytest.raises(StreamError, match=r"holds domains \['natural'\], not 'web'; set .*\.big\.domain=natural$"):
             stream({"big": {**mix["big"], "domain": "web"}})
+
+    def test_tars_of_others_ask_for_their_format(self, tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "part-0.tar", "w") as tar:
+            for suffix in ("jpg", "txt"):
+                tar.addfile(tarfile.TarInfo(f"a.{suffix}"))
+        with pytest.raises(StreamError, match=r"no source\.json: unfinished, or tars of others \(then set"):
+            stream({"pairs": {"path": tmp_path}})
+        with pytest.raises(StreamError, match=r"none of its 1 samples can be read with format=bestiary; set .*format"):
+            stream({"pairs": {"path": tmp_path / "part-{0..0}.tar"}})
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -87,6 +97,11 @@ class TestSources:
         news, tiny = (next(line for line in table.splitlines() if line.startswith(name)) for name in ("! tiny", "tiny"))
         assert "5 samples are seen" in news
         assert float(tiny.partition(" !")[0].split()[-1]) > 20
+        shares = [
+            list(map(float, re.findall(r"([\d.]+)%", line)[:2])) for line in table.splitlines() if "weight" in line
+        ]
+        assert len(shares) == len(mix)
+        assert all(of_samples == pytest.approx(share, abs=3) for share, of_samples in shares)
         specs = parse_sources({**mix, "gone": {"path": tmp_path / "gone"}})
         assert "(missing)" in resolved_table(specs, None, num_lanes=LANES)
 

@@ -227,3 +227,19 @@ def test_retry_after_is_read_as_seconds_or_as_a_date() -> None:
     assert retry_after_s("7") == 7 and retry_after_s(None) == retry_after_s("soon") == retry_after_s("-3") == 0
     assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert retry_after_s("Wed, 21 Oct 2099 07:28:00 GMT") > LONGEST_WAIT_S
+
+
+def test_a_local_path_that_cannot_be_looked_at_is_one_line_of_storage(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    folder = Storage(tmp_path).folder(tmp_path / "file")
+    assert not folder.exists("a")
+    with pytest.raises(NotThereError, match="file/a does not exist"):
+        folder.map("a")
+    with pytest.raises(StorageError, match=r"cannot be read \(File name too long\); check the path"):
+        Storage(tmp_path).folder(tmp_path).map("x" * 300)
+
+
+def test_a_redirect_to_no_address_and_a_senseless_wait_are_no_crash() -> None:
+    with pytest.raises(StorageError, match="which is no address"):
+        check_redirect("http://host/a", "http://host:x/b")
+    assert retry_after_s("\u00b2") == 0.0

@@ -182,7 +182,7 @@ def test_a_source_over_its_budget_of_damage_stops_the_run(tmp_path: Path, proces
 def test_a_fully_damaged_source_does_not_spin(tmp_path: Path) -> None:
     source(tmp_path, "ruin", 20, bad=range(20))
     made = stream({"ruin": {"path": tmp_path}}, processor=WholeProcessor(), bad_budget=1.0)
-    with pytest.raises(StreamError, match="40 samples one after another"):
+    with pytest.raises(StreamError, match="640 samples one after another"):
         run(made, 1)
 
 
@@ -262,7 +262,7 @@ class TestResume:
             (stream(mix, seed=4), "rules.seed: 3 -> 4"),
             (stream(mix, look_ahead=8), "rules.look_ahead: 16 -> 8"),
             (stream(heavier), "sources.tiny.share: 10.0.*% -> "),
-            (stream({"big": mix["big"]}), "sources.tiny.index_hash: .* -> absent"),
+            (stream({"big": mix["big"]}), r"sources\.tiny is gone; "),
             (stream(mix, processor=WholeProcessor()), "processor"),
         ):
             with pytest.raises(StreamError, match=message):

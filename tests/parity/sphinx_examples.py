@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from torch import nn
 
 from bestiary.schema import IGNORE, Example, RegionRows, Slot
 from bestiary.text.tokenizer import SentencePieceTokenizer, load_tokenizer
-
-NO_DECAY = ["*.bias", "*norm.weight"]
 
 
 def image_example(
@@ -76,11 +73,6 @@ def reference_grads(
 ) -> dict[str, torch.Tensor]:
     """Gradients by published name."""
     return to_reference({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-
-
-def decays(name: str) -> bool:
-    """Whether the default rule gives a parameter weight decay."""
-    return not any(fnmatch.fnmatchcase(name, glob) for glob in NO_DECAY)
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:

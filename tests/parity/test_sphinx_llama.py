@@ -20,8 +20,9 @@ from bestiary.mllm import MultimodalLM
 from bestiary.schema import Batch, Example
 from data_modules.collate import collate_rows
 from tests.parity.cases import cases, read_json
-from tests.parity.sphinx_examples import assert_close, decays, image_example, stop_ids, tokenizer_of
+from tests.parity.sphinx_examples import assert_close, image_example, stop_ids, tokenizer_of
 from tests.parity.sphinx_sizes import decoder_sizes
+from tests.parity.sphinx_update import assert_update
 
 PREFIX = "llma."
 
@@ -131,34 +132,9 @@ def test_loss_gradients_and_one_update_equal_the_goldens(case: Case) -> None:
             assert difference <= 1e-4, f"{name}: relative difference {difference:.3g}"
     for name, norm in train["grad_norms"].items():
         assert grads[name].norm().item() == pytest.approx(norm, rel=1e-4), name
-    _assert_update(case, train, grads)
+    assert_update(decoder, train, io, case.published)
     decoder.load_state_dict(saved)
     decoder.zero_grad(set_to_none=True)
-
-
-def _assert_update(case: Case, train: dict[str, Any], grads: dict[str, Tensor]) -> None:
-    """Clip, then one step of AdamW with decay by name."""
-    asked, named = train["adamw_step"], dict(case.model.decoder.named_parameters())
-    total = torch.nn.utils.clip_grad_norm_(named.values(), asked["clip_grad"])
-    assert total.item() == pytest.approx(train["total_grad_norm"], rel=1e-4)
-    groups = {kind: {n: p for n, p in named.items() if decays(n) == kind} for kind in (True, False)}
-    assert sorted(case.published(groups[True])) == sorted(train["decay_group"])
-    assert sorted(case.published(groups[False])) == sorted(train["no_decay_group"])
-    torch.optim.AdamW(
-        [
-            {"params": list(groups[True].values()), "weight_decay": asked["weight_decay_decay_group"]},
-            {"params": list(groups[False].values()), "weight_decay": 0.0},
-        ],
-        lr=asked["lr"],
-        betas=tuple(asked["betas"]),
-        eps=asked["eps"],
-    ).step()
-    after = case.published({name: p.detach() for name, p in named.items()})
-    checked = [name.removeprefix("after_step.") for name in case.io if name.startswith("after_step.")]
-    assert checked
-    for name in checked:
-        is_told = (grads[name] * asked["clip_coef"]).abs() > 1e-6
-        assert_close(after[name][is_told], case.io[f"after_step.{name}"][is_told], 2e-5, name)
 
 
 @torch.no_grad()

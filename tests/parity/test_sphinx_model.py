@@ -24,13 +24,13 @@ from data_modules.collate import collate_rows
 from tests.parity.cases import cases, read_json
 from tests.parity.sphinx_examples import (
     assert_close,
-    decays,
     image_example,
     reference_grads,
     stop_ids,
     tokenizer_of,
 )
 from tests.parity.sphinx_sizes import sphinx_arguments
+from tests.parity.sphinx_update import assert_update
 
 
 def _is_case(folder: Path) -> bool:
@@ -202,35 +202,9 @@ def test_loss_gradients_and_one_update_equal_the_goldens(case: Case) -> None:
     assert grads.keys() == train["grad_norms"].keys()
     for name, norm in train["grad_norms"].items():
         assert grads[name].norm().item() == pytest.approx(norm, rel=1e-4), name
-    _assert_update(case, train, grads)
+    assert_update(model, train, io, back)
     model.load_state_dict({**model.state_dict(), **saved})
     model.zero_grad(set_to_none=True)
-
-
-def _assert_update(case: Case, train: dict[str, Any], grads: dict[str, Tensor]) -> None:
-    """Clip, then one step of AdamW with decay by name, as the golden's `after_step`."""
-    asked, model = train["adamw_step"], case.model
-    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    total = torch.nn.utils.clip_grad_norm_(learned.values(), asked["clip_grad"])
-    assert total.item() == pytest.approx(train["total_grad_norm"], rel=1e-4)
-    groups = {True: {}, False: {}}  # type: dict[bool, dict[str, Tensor]]
-    for name, parameter in learned.items():
-        groups[decays(name)][name] = parameter
-    assert sorted(weights.to_reference(groups[True], model)) == sorted(train["decay_group"])
-    assert sorted(weights.to_reference(groups[False], model)) == sorted(train["no_decay_group"])
-    decay = {True: asked["weight_decay_decay_group"], False: 0.0}
-    torch.optim.AdamW(
-        [{"params": list(group.values()), "weight_decay": decay[key]} for key, group in groups.items()],
-        lr=asked["lr"],
-        betas=tuple(asked["betas"]),
-        eps=asked["eps"],
-    ).step()
-    after = weights.to_reference({name: p.detach() for name, p in learned.items()}, model)
-    for name, expected in case.io.items():
-        if name.startswith("after_step."):
-            ours = name.removeprefix("after_step.")
-            told = (grads[ours] * asked["clip_coef"]).abs() > 1e-6
-            assert_close(after[ours][told], expected[told], 2e-5, name)
 
 
 @torch.no_grad()

@@ -18,8 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from bestiary.schema import IGNORE, Turn
-
-IMAGE_TAG = "<image>"
+from bestiary.schema import IMAGE_TAG as IMAGE_TAG  # the processors of variants name it as ours
 
 
 class SpanTokenizer(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from bestiary.compose import build
+from bestiary.compose import at_home, build
 from bestiary.config import Data, Run, Source
 from bestiary.mllm import MultimodalLM
 from bestiary.schema import Processor
@@ -44,7 +44,8 @@ def build_pieces(run: Run, *, on_meta: bool = False) -> Pieces:
     """The model with random weights drawn from `run.seed` (or shapes alone) and its processor."""
     torch.manual_seed(run.seed)
     with torch.device("meta" if on_meta else "cpu"):
-        model: MultimodalLM = build(run.model.build, attention=run.attention)
+        # Shapes need no kernels: a run for other machines can be looked at on this one.
+        model: MultimodalLM = build(run.model.build, attention="sdpa" if on_meta else run.attention)
     processor = build_processor(run, model)
     vocab, pieces = model.decoder.vocab_size, processor.tokenizer.vocab_size
     if vocab != pieces:
@@ -63,8 +64,20 @@ def build_processor(run: Run, model: MultimodalLM) -> Any:
     return build(run.model.processor, **model.layout, max_tokens=run.data.max_tokens, too_long=run.data.too_long)
 
 
+def place(run: Run, root: Path) -> None:
+    """Make the paths a person typed absolute, from the folder the command was given in; `root` is the project's."""
+    typed = [run.run_dir, run.resume, run.parent, run.data.skip]
+    run.run_dir, run.resume, run.parent, run.data.skip = at_home(typed, root)
+
+
 def choose_run_dir(run: Run, *, sweep_dir: str | None) -> tuple[Path, bool]:
-    """Where this run lives, and whether it goes on there."""
+    """Where this run lives, and whether it goes on there; the runs of a sweep become one wandb group."""
+    path, going_on = _run_dir(run, sweep_dir)
+    run.logger.group = run.logger.group or (path.parent.name if sweep_dir else None)
+    return path, going_on
+
+
+def _run_dir(run: Run, sweep_dir: str | None) -> tuple[Path, bool]:
     runs_root = Path(run.cluster.runs_root)
     going_on = resume_path(run.resume, runs_root, run.stage.name)
     if going_on is not None:
@@ -88,6 +101,11 @@ def start(
         if data is not None:
             data.load_states(checkpoint.state.lanes, checkpoint.state.fingerprint)
 
+    if data is not None:
+        _ = data.domains  # opens the shards: a missing one must not leave a run directory behind
+    given = run.parent or run.stage.parent
+    if given and not resume and not Path(given).exists():
+        open_parent(Path(given))  # raises: a typo must not leave a run directory behind
     asked, resolved = OmegaConf.to_yaml(config), OmegaConf.to_yaml(config, resolve=True)
     directory, checkpoint = open_run(
         path, resume=resume, stage=run.stage.name, config=asked, resolved=resolved, accept=accept
@@ -96,7 +114,7 @@ def start(
     if checkpoint is not None:
         return directory, checkpoint, None
     # A run killed before its first checkpoint starts again from what it was given then, not from a default.
-    parent = (directory.status.parent if resume else None) or run.parent or run.stage.parent
+    parent = (directory.status.parent if resume else None) or given
     if parent:
         load_parent(pieces.model, parent, stage=run.stage, identity=pieces.identity)
     else:
@@ -141,10 +159,10 @@ def stream_arguments(run: Run) -> dict[str, Any]:
     }
 
 
-def module_arguments(run: Run) -> dict[str, Any]:
+def module_arguments(run: Run, data: TrainingData) -> dict[str, Any]:
     """The seed, and the sources and domains that losses are reported for, in one order on every rank."""
-    used = {name: source for name, source in run.data.sources.items() if source.weight != 0}
-    return {"seed": run.seed, "sources": list(used), "domains": sorted({source.domain for source in used.values()})}
+    used = [name for name, source in run.data.sources.items() if source.weight != 0]
+    return {"seed": run.seed, "sources": used, "domains": list(data.domains)}
 
 
 def load_first_weights(model: nn.Module, files: Sequence[str], identity: Mapping[str, str]) -> None:
@@ -159,31 +177,46 @@ def load_first_weights(model: nn.Module, files: Sequence[str], identity: Mapping
         log.info("weights %s: %d tensors, %d names left as drawn", file, len(weights.tensors), len(absent))
 
 
-def show_plan(run: Run, missing: Sequence[str]) -> int:
-    """Says what a run would do, without weights or data: parameters by part, trainable counts, what is missing."""
+def show_plan(run: Run, missing: Mapping[str, str], stream: Callable[..., Any]) -> int:
+    """Says what a run would do, without weights: parameters by part, trainable counts, the mix, what is missing.
+
+    missing: location -> line of every source that is not on disk. stream: makes the data of a processor; asked for the
+    resolved mix where nothing is missing.
+    """
     with torch.device("meta"):
         model: MultimodalLM = build(run.model.build, attention="sdpa")
     apply_stage(model, run.stage)
-    at_first_use = f"made at first use by {run.data.prepare['_target_']}: {len(missing)}" if run.data.prepare else ""
-    absent = [*([] if at_first_use else missing), *_missing_files(run)]
+    made = [place for place in missing if _is_made(run.data, place)]
+    by = f"made at first use by {run.data.prepare['_target_']}" if run.data.prepare else ""
+    files = _missing_files(run)
+    absent = [*(line for place, line in missing.items() if place not in made), *files]
     used = {name: source for name, source in run.data.sources.items() if source.weight != 0}
-    shares = asked_shares(run.data)
-    mix = [f"  {shares[n]:>12}  {n:<32} {s.domain:<12} {s.path}" for n, s in used.items()]
+    if missing or files:
+        shares = asked_shares(run.data)
+        mix = [f"  {shares[n]:>12}  {n:<32} {s.domain or '-':<12} {s.path}" for n, s in used.items()]
+    else:
+        mix = [stream(processor=build_pieces(run, on_meta=True).processor).resolved_table(run.stage.max_steps)]
     lines = [
         f"stage {run.stage.name} at scale {run.scale}: {run.stage.max_steps:,} steps of {run.stage.batch_size} rows "
         f"of at most {run.data.max_tokens:,} positions, lr {run.stage.optimizer.lr:g}",
         "",
         parameter_table(model),
         "",
-        f"mix of {len(mix)} sources:",
+        f"mix of {len(used)} sources:",
         *mix,
-        *([f"sources {at_first_use}"] if at_first_use and missing else []),
+        *([f"sources {by}: {len(made)}"] if made else []),
         "",
         f"missing on disk: {len(absent)}" if absent else "nothing is missing on disk",
         *(f"  {line}" for line in absent),
     ]
     show("\n".join(lines))
     return 0
+
+
+def _is_made(data: Data, place: str) -> bool:
+    """Whether `data.prepare` makes what is missing at a place: it makes nothing outside its own root."""
+    root = (data.prepare or {}).get("root")
+    return root is not None and Path(place).is_relative_to(root)
 
 
 def asked_shares(data: Data) -> dict[str, str]:
@@ -204,7 +237,7 @@ def show_summary(summary: Summary, text: str) -> int:
         show(text)
     show(f"{summary.state} at step {summary.step}: {summary.run_dir}")
     if summary.exit_code:
-        show(f"go on with resume={summary.run_dir}")
+        show(f"go on with the same command and resume={summary.run_dir}")
     return summary.exit_code
 
 

@@ -41,6 +41,10 @@ log = logging.getLogger(__name__)
 class TrainingData(Protocol):
     """What a stream's LightningDataModule offers beside its loader of `list[Batch]`."""
 
+    @property
+    def domains(self) -> Sequence[str]:
+        """All domains of its sources, in one order on every rank."""
+
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON-like facts that shape the sequence of rows."""
 

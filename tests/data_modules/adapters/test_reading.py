@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,20 @@ def test_missing_columns_of_a_parquet_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"records.parquet cannot be read as parquet") as caught:
         list(parquet_records(path, columns=()))
     assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    path, rows, groups = tmp_path / "records.parquet", 2048, 40
+    schema = pyarrow.schema([("caption", pyarrow.binary())])
+    with ParquetWriter(path, schema) as writer:
+        for _ in range(groups):
+            writer.write_table(pyarrow.table({"caption": [os.urandom(200) for _ in range(rows)]}, schema))
+    before, most = pyarrow.total_allocated_bytes(), 0
+    for number, _ in enumerate(parquet_records(path, columns=("caption",)), start=1):
+        if number % rows == 0:
+            most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert number == rows * groups
+    assert most < path.stat().st_size / 4, "row groups that were read are held"
