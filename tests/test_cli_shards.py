@@ -59,7 +59,10 @@ def test_a_source_is_written_once_and_its_rejections_are_summed_up(
 ) -> None:
     assert write() == 1
     error = last_error(capsys)
-    assert "1 of 9 records were rejected, 11.1% where 1.0% are allowed (1 missing-image; first: toys.jsonl line 9 " in error
+    assert (
+        "1 of 9 records were rejected, 11.1% where 1.0% are allowed (1 missing-image; first: toys.jsonl line 9 "
+        in error
+    )
     assert "rejected.jsonl" in error and "--max-rejected" in error
     assert write("--max-rejected", "0.2", "--licence", "CC0") == 1
     assert "(licence differ); give --overwrite" in last_error(capsys)
