@@ -186,6 +186,14 @@ def test_a_fully_damaged_source_does_not_spin(tmp_path: Path) -> None:
         run(made, 1)
 
 
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_lane_counts_every_place_it_passed_as_taken_or_left_out(mix: Any, packing: bool) -> None:
+    rows = run(stream(mix, packing=packing, processor=WholeProcessor()), 9)
+    places = [place for lane in range(LANES) for place in LaneState.from_bytes(rows[8, lane][-1]).places]
+    assert all(place.offset == 0 and place.taken + place.left_out == place.j for place in places)
+    assert sum(place.left_out for place in places) > 0
+
+
 def test_damaged_shards_are_skipped_the_same_way_in_every_layout(tmp_path: Path) -> None:
     shards = source(tmp_path, "cut", 30, per_shard=10)
     tar = tmp_path / shards.shards[1].file
