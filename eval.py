@@ -5,6 +5,7 @@ python eval.py run=<run directory> suite=regions
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,18 +21,22 @@ ROOT = Path(__file__).resolve().parent
 
 def main(asked: Evaluation, config: DictConfig) -> None:
     """Loads, asks, scores; results go to <run>/eval/<benchmark>/."""
-    from bestiary.evaluation.suite import run_suite
+    from bestiary.evaluation.suite import run_suite, sources_of
     from bestiary.training import assembly
-    from data_modules.samples import Samples
+    from data_modules.heldout import Samples
 
     [folder] = map(Path, filter(None, at_home([asked.run], ROOT)))
     assembly.talk()
     run = load_run(folder)
     if run.data.prepare:
         build(run.data.prepare)
+    every = {key: value for key, value in asdict(asked.every).items() if value is not None}
+    benchmarks = {name: build({**node, **every}) for name, node in asked.suite.items()}
+    run.data.heldout |= asked.data.heldout
+    heldout = assembly.source_arguments(run)[1]
+    read = {source for name, benchmark in benchmarks.items() for source in sources_of(name, benchmark, heldout)}
+    samples = Samples({name: source for name, source in heldout.items() if name in read})
     pieces = assembly.load_pieces(run, folder, accelerator=asked.accelerator, threads=asked.threads)
-    benchmarks = {name: build(node) for name, node in asked.suite.items()}
-    samples = Samples(assembly.source_arguments(run)[1])
     found = run_suite(benchmarks, pieces.model, pieces.processor, samples, folder / "eval")
     assembly.show(found["text"])
 

@@ -22,16 +22,16 @@ ROOT = Path(__file__).resolve().parent
 
 def main(run: Run, config: DictConfig) -> int:
     """One run; returns the exit code. Heavy imports wait in here until the configuration is known to be good."""
-    from bestiary.evaluation.suite import run_suite
+    from bestiary.evaluation.suite import checked, run_suite
     from bestiary.training import assembly
     from bestiary.training.fit import fit
     from data_modules.datamodule import StreamDataModule
-    from data_modules.samples import Samples, missing
+    from data_modules.heldout import Samples, missing
 
     assembly.place(run, ROOT)
     assembly.talk()
-    if run.data.prepare and not run.dry_run:
-        build(run.data.prepare)
+    if not run.dry_run:
+        assembly.make_ready(run)
     sources, heldout = assembly.source_arguments(run)
     stream = partial(StreamDataModule, sources=sources, **assembly.stream_arguments(run))
     if run.dry_run:
@@ -39,7 +39,7 @@ def main(run: Run, config: DictConfig) -> int:
     pieces = assembly.build_pieces(run)
     data = stream(processor=pieces.processor)
     assembly.show(data.resolved_table(run.stage.max_steps))
-    samples, benchmarks = Samples(heldout), {name: build(node) for name, node in run.suite.items()}
+    benchmarks = checked({name: build(node) for name, node in run.suite.items()}, samples := Samples(heldout))
     path, resume = assembly.choose_run_dir(run, sweep_dir=sweep_dir())
     directory, checkpoint, parent = assembly.start(run, pieces, path=path, resume=resume, config=config, data=data)
     module = build(run.model.module, model=pieces.model, stage=run.stage, **assembly.module_arguments(run, data))
@@ -51,7 +51,7 @@ def main(run: Run, config: DictConfig) -> int:
 
     summary = fit(module, data, run=directory, cluster=run.cluster, logger=run.logger, checkpoint=checkpoint,
                   parent=parent, identity=pieces.identity, evaluate=evaluate if samples else None,
-                  config=asdict(run))  # fmt: skip
+                  config=asdict(run), tuning=run.tuning, base=pieces.base)  # fmt: skip
     return assembly.show_summary(summary, found.get("text", ""))
 
 

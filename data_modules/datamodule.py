@@ -51,6 +51,7 @@ class StreamDataModule(lightning.LightningDataModule):
         augment: bool = True,
         unit: str = "samples",
         temperature: float = 1.0,
+        order: str = "stratified",
         skip: str | Path | None = None,
         cache_root: str | Path | None = None,
         cache_gb: float = 20.0,
@@ -75,6 +76,7 @@ class StreamDataModule(lightning.LightningDataModule):
             augment=augment,
             unit=unit,
             temperature=temperature,
+            order=order,
         )
         if micro_batch < 0 or num_workers < 0 or not 0 <= cache_gb < float("inf"):
             raise StreamError(f"{micro_batch=}, {num_workers=} and {cache_gb=} must not be negative or infinite")
@@ -88,6 +90,7 @@ class StreamDataModule(lightning.LightningDataModule):
         self.max_steps = max_steps
         self._rank, self._world_size = rank, world_size
         self._stream: Stream | None = None
+        self._loader: StreamLoader | None = None
         self._states: dict[int, bytes] | None = None
         self._told: tuple[str, ...] = ()
 
@@ -121,9 +124,14 @@ class StreamDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         """Endless `list[Batch]`: this rank's micro-batches of one optimiser step, from the loaded states on."""
-        return self.stream.loader(
+        self._loader = self.stream.loader(
             self.lanes, states=self._states, micro_batch=self.micro_batch, num_workers=self.num_workers
         )
+        return self._loader
+
+    def fetched(self) -> dict[str, int]:
+        """What reading remote shards has cost this rank so far; {} where all are local."""
+        return self._loader.fetched() if self._loader is not None else {}
 
     def load_states(self, states: Mapping[int, bytes], fingerprint: Mapping[str, Any]) -> int:
         """Go on after `states` (lane -> bytes, of every lane), saved with `fingerprint`; returns the next step.

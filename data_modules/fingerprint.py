@@ -24,7 +24,9 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
 
     skip: the numbers of the samples on the skip list, about a byte each, so that one that only grew can be told.
     """
-    left_out = (*_NOT_SHAPING, *_TOLD_ELSEWHERE, *(() if plan.rules.packing else ("look_ahead",)))
+    left_out = [*_NOT_SHAPING, *_TOLD_ELSEWHERE]
+    left_out += [] if plan.rules.packing else ["look_ahead"]
+    left_out += [] if plan.order is not None else ["order"]  # runs that are older than the choice go on
     shares = plan.mixture.told()
     told: dict[str, Any] = {
         "algorithm": ALGORITHM,
@@ -40,6 +42,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
                 "chunk": spec.chunk or plan.rules.chunk,
                 "loss_weight": spec.loss_weight,
             }
+            | ({"kind": spec.kind} if spec.kind else {})
             for spec, shards, share in zip(plan.specs, plan.sources, shares, strict=True)
         },
     }

@@ -27,6 +27,9 @@ SOURCE_FILE = "source.json"
 
 RECORD = Struct("<QIIIIIIHHBBBB")
 """One sample, the fields of `Place`; the four numbers after `size` count from the sample's first header."""
+RECORD_SIZE = RECORD.size
+WHERE = Struct("<QIIIIII4xBxBB")
+"""The same without members, domain and text: what reading a sample needs."""
 BLOCK = 128
 """Records that share a hash: 5 KB, microseconds to check."""
 LARGEST = (1 << 32) - 1

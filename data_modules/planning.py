@@ -6,11 +6,12 @@ Foreseeing plans the first rows of a few lanes without making them: a pure funct
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from operator import add
 
 from bestiary.schema import Example, Lengths, Processor, Sample, SampleError
+from data_modules.grouped_order import GroupedOrder, check_grouped
 from data_modules.rows import LaneReader, Plan, Rules
 from data_modules.shards import ShardSet
 from data_modules.shares import Use, cap, resolve
@@ -39,8 +40,17 @@ def plan_mix(
     sources: opened, in the order of `specs`. max_steps: length of the run; only caps (`max_epochs`) need it.
     """
     sizes = [len(source) for source in sources]
+    order = None
+    if rules.order == "grouped":
+        check_grouped(specs, rules)
+        specs = [replace(spec, weight=None, repeat=1.0) for spec in specs]  # as often as it has samples
+        order = GroupedOrder(sources, [spec.kind for spec in specs], num_lanes=rules.num_lanes, seed=rules.seed)
+    elif kinds := [spec.name for spec in specs if spec.kind]:
+        raise StreamError(f"data.sources.{kinds[0]}.kind is a group of data.order=grouped; leave it out")
     try:
         shares = resolve(specs, sizes, unit=rules.unit, temperature=rules.temperature)
+        if order is not None:
+            return Plan(specs, sources, shares, processor, rules, skipped, order)
         plan = Plan(specs, sources, shares, processor, rules, skipped)
         if rules.unit == "target_tokens" and len(specs) > 1:
             for source in range(len(specs)):  # one without any would never have drawn its share, and be drawn for ever

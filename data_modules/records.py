@@ -122,11 +122,21 @@ def from_parts(key: str, text: bytes | memoryview, extension: str, image: bytes 
         if record.images:
             raise _other_images(key, record.images, ["json"])
         return make_sample(key, record, ())
-    if record.images != (extension,):
+    if record.images != _ONLY[extension]:
         raise _other_images(key, record.images, ["json", extension])
     if image[:3] != _JPEG or extension not in _JPEG_NAMES:
         checked_image(key, extension, image)
-    return make_sample(key, record, (image,))
+    if record.regions or not (record.turns and record.source and record.domain):
+        return make_sample(key, record, (image,))  # it looks closer
+    sample = _new(Sample)
+    _set_key(sample, key)
+    _set_source(sample, record.source)
+    _set_domain(sample, record.domain)
+    _set_turns(sample, record.turns)
+    _set_images(sample, (image,))
+    _set_regions(sample, ())
+    _set_meta(sample, record.meta)
+    return sample
 
 
 class Record(msgspec.Struct, gc=False):
@@ -166,6 +176,12 @@ def make_sample(key: str, record: Record, images: tuple[bytes | memoryview, ...]
             _check(sample)
         except SampleError as error:
             raise DamagedSampleError(key, error.problem, Reason.RECORD) from error
+    return sample
+
+
+def with_images(sample: Sample, images: tuple[bytes | memoryview, ...]) -> Sample:
+    """The sample itself with other images: for whoever just made it and is the only one to know it."""
+    _set_images(sample, images)
     return sample
 
 
@@ -248,5 +264,6 @@ _set_key, _set_source, _set_domain, _set_turns, _set_images, _set_regions, _set_
     getattr(Sample, name).__set__ for name in ("key", "source", "domain", "turns", "images", "regions", "meta")
 )
 _JPEG_NAMES = ("jpg", "jpeg")
+_ONLY = {extension: (extension,) for extension in IMAGE_EXTENSIONS}
 _STARTS = {"jpg": _is_jpeg, "jpeg": _is_jpeg, "png": _is_png, "webp": _is_webp}
 _decode = msgspec.json.Decoder(Record).decode

@@ -10,10 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 
 from bestiary.schema import Example, Lengths, Processor, Sample, SampleError, SampleTooLongError
+from data_modules.grouped_order import ORDERS, GroupedOrder
 from data_modules.lanes import Deal, LaneState, Place, Ref, hash_ints, hash_name
 from data_modules.ledger import Ledger, Loss
 from data_modules.mixture import Mixture
@@ -46,6 +48,7 @@ class Rules:
     augment: bool = True
     unit: str = "samples"
     temperature: float = 1.0
+    order: str = "stratified"
 
     def __post_init__(self) -> None:
         for name in ("num_lanes", "max_tokens", "look_ahead", "chunk"):
@@ -55,6 +58,8 @@ class Rules:
             raise StreamError(f"seed={self.seed} and max_views={self.max_views} must not be negative")
         if self.too_long not in ("error", "skip", "truncate_text"):
             raise StreamError(f"too_long={self.too_long!r}; choose error, skip or truncate_text")
+        if self.order not in ORDERS:
+            raise StreamError(f"data.order={self.order!r}; choose {', '.join(ORDERS)}")
         if self.unit not in UNITS:
             raise StreamError(f"unit={self.unit!r}; choose {', '.join(UNITS)}")
         if not 0 < self.temperature < float("inf"):
@@ -71,7 +76,7 @@ class Rules:
 class Plan:
     """Everything the lanes share, read-only: sources, whose turn it is, the mixture, the processor.
 
-    skipped: name of a source -> numbers of its samples that are never drawn.
+    skipped: name of a source -> numbers of its samples that are never drawn. order: in place of shares.
     """
 
     def __init__(
@@ -82,7 +87,9 @@ class Plan:
         processor: Processor,
         rules: Rules,
         skipped: Mapping[str, frozenset[int]] | None = None,
+        order: GroupedOrder | None = None,
     ) -> None:
+        self.order = order
         self.specs = tuple(specs)
         self.names = tuple(spec.name for spec in specs)
         self.sources = tuple(sources)
@@ -101,6 +108,8 @@ class Plan:
             for spec, source in zip(specs, sources, strict=True)
         )
         self.lengths: Callable[[Sample], Lengths] | None = getattr(processor, "lengths", None)
+        if order is not None:  # what breaks only while the example is made must be replaced as well
+            self.lengths = None
         self.reported: set[tuple[int, int]] = set()
         self._hashes = tuple(map(hash_name, self.names))
 
@@ -114,6 +123,10 @@ class Plan:
             return None
         words = (self.rules.seed, self._hashes[ref.source], ref.index, ref.epoch)
         return np.random.Generator(np.random.Philox(key=[hash_ints(0, *words), hash_ints(1, *words)]))
+
+
+Drawn = tuple[Sample, int, int, int]
+"""(sample, its source, its number, epoch)."""
 
 
 @dataclass(slots=True)
@@ -147,10 +160,11 @@ class LaneReader:
             (place, skipped, coming.of(state.lane, place.j, place.offset), shards.view)
             for place, skipped, coming, shards in zip(state.places, plan.skipped, turns, plan.sources, strict=True)
         ]
+        self._is_alone = len(self._supplies) == 1
+        self._counts_tokens = plan.rules.unit != "samples"
         self._examples: dict[tuple[int, int, int], Example] = {}
         self._last_source = self._last_index = -1
         self._last_sample: Sample
-        self.drawn: Ref
         self._max_tokens, self._max_views = plan.rules.max_tokens, plan.rules.max_views or sys.maxsize
         self._lengths = plan.lengths
         self._losses: list[Loss] = []
@@ -180,20 +194,53 @@ class LaneReader:
         losses, self._losses = self._losses, []
         return PlannedRow(refs, state, losses, failure)
 
-    def draw(self) -> Sample:
-        """The next row where rows are one sample: the sample as it was read, settled at once; `drawn` says which.
+    def draw(self) -> Drawn:
+        """The next row where rows are one sample of any length, as it was read.
 
-        `state.mix` stays behind until `state_bytes`. Nothing may wait in the packer.
+        It is settled at once; `state.mix` stays behind until `state_bytes`. Nothing may wait in the packer. Lengths are
+        asked for only where the mix counts them. Reading a sample is little more than this, so it is written flat.
         """
+        if self.plan.order is not None:
+            return self._draw_settled(self.plan.order)
+        state = self.state
+        source = 0 if self._is_alone else self._cursor.choose(state.rows)
+        place, skipped, coming, read = self._supplies[source]
+        tokens = targets = 1
+        fruitless = 0
+        for epoch, index, place.j, place.offset in coming:  # endless
+            try:
+                if index not in skipped:
+                    sample = read(index)
+                    if self._counts_tokens:
+                        tokens, _, targets = self._measure(sample, source, index, epoch)
+                    break
+                error = None
+            except SampleError as damage:
+                error = damage
+            fruitless += 1
+            try:
+                self._leave_out(source, index, fruitless, error)
+            except (StreamError, _OverBudgetError) as end:
+                self._count_found()
+                raise StreamError(str(end)) from end
+        if fruitless:
+            self._count_found()
+        place.taken += 1
+        if not self._is_alone:
+            self._cursor.count(source, tokens, targets)
+        state.rows += 1
+        return sample, source, index, epoch
+
+    def _draw_settled(self, order: GroupedOrder) -> Drawn:
+        """`draw` in the grouped order."""
         try:
-            self.drawn = self._draw()
-        except (StreamError, _OverBudgetError) as error:
+            ref = self._draw_in_groups(order)
+        except (StreamError, _OverBudgetError) as end:
             self._count_found()
-            raise StreamError(str(error)) from error
-        if self._losses:
-            self._count_found()
+            raise StreamError(str(end)) from end
+        self._count_found()
         self.state.rows += 1
-        return self._last_sample
+        return self._last_sample, ref.source, ref.index, ref.epoch
 
     def state_bytes(self) -> bytes:
         """The state after the rows so far, all of them settled."""
@@ -233,7 +280,7 @@ class LaneReader:
         place = self.state.places[ref.source]
         try:
             sample = self.sample(ref.source, ref.index)
-            lengths = self._lengths(sample) if self._lengths else self._make(sample, ref.source, ref.index, ref.epoch)
+            lengths = self._measure(sample, ref.source, ref.index, ref.epoch)
             if lengths.tokens > self._max_tokens or lengths.views > self._max_views:
                 lengths = self._shortened(ref.source, ref.index, *lengths)
         except SampleError as error:
@@ -251,33 +298,53 @@ class LaneReader:
 
     def _draw(self) -> Ref:
         """The next readable sample that fits a row, of the source whose turn it is."""
+        if self.plan.order is not None:
+            return self._draw_in_groups(self.plan.order)
         source = self._cursor.choose(self.state.rows)
         place, skipped, coming, read = self._supplies[source]
         fruitless = 0
         while True:
             epoch, index, place.j, place.offset = next(coming)
+            error = None
             try:
-                if index in skipped:
-                    self._lose(Loss(source, index, Reason.SKIPPED, place.taken + place.left_out))
-                else:
+                if index not in skipped:
                     self._last_sample = sample = read(index)
                     self._last_index, self._last_source = index, source
-                    measure = self._lengths
-                    tokens, views, targets = measure(sample) if measure else self._make(sample, source, index, epoch)
+                    tokens, views, targets = self._measure(sample, source, index, epoch)
                     if tokens > self._max_tokens or views > self._max_views:
                         tokens, views, targets = self._shortened(source, index, tokens, views, targets)
                     break
-            except SampleError as error:
+            except SampleError as damage:
                 self._examples.pop((source, index, epoch), None)
-                reason = getattr(error, "reason", Reason.PROCESSOR)
-                self._lose(Loss(source, index, reason, place.taken + place.left_out, error))
-            place.left_out += 1
+                error = damage
             fruitless += 1
-            if fruitless >= min(FRUITLESS_DRAWS, FRUITLESS_PASSES * len(self.plan.sources[source])):
-                raise self._fruitless(source, fruitless)
+            self._leave_out(source, index, fruitless, error)
         place.taken += 1
         self._cursor.count(source, tokens, targets)
         return Ref(source, index, epoch, tokens, views)
+
+    def _draw_in_groups(self, order: GroupedOrder) -> Ref:
+        """The sample of this row; where it cannot be used, the one before it in its group."""
+        epoch, place = order.place(self.state.lane, self.state.rows)
+        for fruitless in count(1):
+            source, index = order.sample(place)
+            error = None
+            try:
+                if index not in self.plan.skipped[source]:
+                    lengths = self._measure(self.sample(source, index), source, index, epoch)
+                    if lengths.tokens > self._max_tokens or lengths.views > self._max_views:
+                        lengths = self._shortened(source, index, *lengths)
+                    break
+            except SampleError as damage:
+                self._examples.pop((source, index, epoch), None)
+                error = damage
+            self._leave_out(source, index, fruitless, error)
+            place = order.before(place)
+        self.state.places[source].taken += 1
+        return Ref(source, index, epoch, lengths.tokens, lengths.views)
+
+    def _measure(self, sample: Sample, source: int, index: int, epoch: int) -> Lengths:
+        return self._lengths(sample) if self._lengths else self._make(sample, source, index, epoch)
 
     def _make(self, sample: Sample, source: int, index: int, epoch: int) -> Lengths:
         """Lengths by a processor that cannot tell them ahead: the example is made now, and waits."""
@@ -296,11 +363,20 @@ class LaneReader:
         )
         raise SampleTooLongError(self.plan.sources[source].key(index), problem, tokens, rules.max_tokens)
 
-    def _lose(self, loss: Loss) -> None:
-        """Note a loss; it is counted when its row comes out, but planning ends where that is sure to stop the run."""
+    def _leave_out(self, source: int, index: int, fruitless: int, error: SampleError | None) -> None:
+        """Note a loss; it is counted when its row comes out, but planning ends where that is sure to stop the run.
+
+        fruitless: samples left out one after another, this one with them. error: None = it is on the skip list.
+        """
+        place = self.state.places[source]
+        reason = Reason.SKIPPED if error is None else getattr(error, "reason", Reason.PROCESSOR)
+        loss = Loss(source, index, reason, place.taken + place.left_out, error)
         self._losses.append(loss)
         if not self.ledger.foresee(loss):
             raise _OverBudgetError
+        place.left_out += 1
+        if fruitless >= min(FRUITLESS_DRAWS, FRUITLESS_PASSES * len(self.plan.sources[source])):
+            raise self._fruitless(source, fruitless)
 
     def _fruitless(self, source: int, draws: int) -> StreamError:
         rules = self.plan.rules

@@ -15,8 +15,7 @@ from __future__ import annotations
 import errno
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -28,25 +27,23 @@ from data_modules.index import (
     DAMAGED,
     FOREIGN,
     IMAGES,
-    RECORD,
+    RECORD_SIZE,
     SIMPLE,
     SOURCE_FILE,
     TEXTS,
+    WHERE,
     Place,
     Shard,
     SourceFacts,
     parse_facts,
 )
 from data_modules.open_shard import OpenShard, open_limit
-from data_modules.records import DamagedSampleError, Reason, from_members, from_parts
+from data_modules.records import DamagedSampleError, Reason, from_members, from_parts, with_images
 from data_modules.storage import Folder, NotThereError, Storage, StorageError, names_tars
 from data_modules.ustar import TarError, parse_members
 from data_modules.writer import ShardWriter
 
 __all__ = ["ShardSet", "ShardWriter", "open_source", "read_source", "write_samples"]
-
-
-Take = Callable[[memoryview], bytes | memoryview]
 
 
 class Meaning(Protocol):
@@ -126,36 +123,35 @@ class ShardSet:
 
         DamagedSampleError where the shard does not hold it whole.
         """
-        return self._read(number, bytes)
+        return with_images(sample := self.view(number), tuple([bytes(image) for image in sample.images]))
 
     def view(self, number: int) -> Sample:
         """The sample, its pictures slices of the map: nothing but their first bytes is read before it is used."""
-        return self._read(number, _as_it_is)
-
-    def _read(self, number: int, take: Take) -> Sample:
-        """One sample; `take` makes its pictures of slices of the map."""
         shard = bisect_right(self._ends, number)
         if not 0 <= number < self._len:
             raise IndexError(f"sample {number} of {self.location}, which has {len(self)}")
         opened = self._open.get(shard) or self._open_shard(shard)
         local = number - opened.first
-        if not opened.records.checked[local // BLOCK] and not opened.records.check(local // BLOCK):
+        records = opened.records
+        if not records.checked[local // BLOCK] and not records.check(local // BLOCK):
             raise self._damage(opened, local, "the index of its stretch is not what was written", Reason.STRUCTURE)
-        offset, size, text_at, text_size, crc32, image_at, image_size, _, _, image, _, flags, key_size = (
-            RECORD.unpack_from(opened.records.data, local * RECORD.size)
+        offset, size, text_at, text_size, crc32, image_at, image_size, image, flags, key_size = _unpack(
+            records.data, local * RECORD_SIZE
         )
-        data, start = (opened.data, offset) if opened.data is not None else (opened.fetch(local), 0)
+        data, start = opened.data, offset
+        if data is None:
+            data, start = opened.fetch(local), 0
         if start + size > len(data):
             raise self._damage(opened, local, f"needs bytes up to {offset + size}, the file ends before", Reason.CUT)
         head = bytes(data[start : start + text_at + text_size])
         if flags != SIMPLE or zlib.crc32(head) != crc32:
-            return self._other(opened, local, data[start : start + size], take)
+            return self._other(opened, local, data[start : start + size])
         key = head[:key_size].decode("ascii", "replace")
         try:
             if not image:
                 return from_parts(key, head[text_at:], "", None)
             start += image_at
-            return from_parts(key, head[text_at:], IMAGES[image], take(data[start : start + image_size]))
+            return from_parts(key, head[text_at:], IMAGES[image], data[start : start + image_size])
         except DamagedSampleError as error:
             raise self._damage(opened, local, error.problem, error.reason) from error
 
@@ -217,14 +213,13 @@ class ShardSet:
                 problems.append(f"{self.where(shard)}: sample {opened.keys.key(local)} differs from what was written")
         return problems
 
-    def _other(self, opened: OpenShard, local: int, whole: memoryview, take: Take) -> Sample:
+    def _other(self, opened: OpenShard, local: int, whole: memoryview) -> Sample:
         """Any sample but the common one: of several images, of a foreign tar, or with something wrong."""
         place = opened.records.place(local)
         try:
-            sample = (self._foreign if place.flags & FOREIGN else _parsed)(opened, local, place, whole)
+            return (self._foreign if place.flags & FOREIGN else _parsed)(opened, local, place, whole)
         except DamagedSampleError as error:
             raise self._damage(opened, local, error.problem, error.reason) from error
-        return sample if take is _as_it_is else replace(sample, images=tuple([bytes(image) for image in sample.images]))
 
     def _foreign(self, opened: OpenShard, local: int, place: Place, whole: memoryview) -> Sample:
         """A sample of a foreign tar, or the damage that was found there."""
@@ -348,10 +343,6 @@ def write_samples(
     return ShardSet(folder)
 
 
-def _as_it_is(image: memoryview) -> memoryview:
-    return image
-
-
 def _parsed(opened: OpenShard, local: int, place: Place, whole: memoryview) -> Sample:
     """A sample of our own whose headers must be read."""
     key = str(local)  # of messages only: the caller knows the name
@@ -387,3 +378,6 @@ def _read_facts(folder: Folder) -> SourceFacts:
                         "write or copy the source again"
                     )
     return facts
+
+
+_unpack = WHERE.unpack_from

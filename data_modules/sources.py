@@ -37,7 +37,9 @@ class SourceSpec:
     max_epochs: the share is cut so that no more passes are expected over the run; None = never cut.
     loss_weight: factor on the loss of every token. chunk: consecutive samples that stay together; None = `data.chunk`.
     format: what the members of somebody else's tars mean: bestiary, caption, llava.
-    domain: the only domain the folder may hold; None accepts all. licence, origin: for people.
+    kind: its group in the grouped order; None = samples with pictures are one group, those without another.
+    domain: the only domain the folder may hold; None accepts all. licence, origin: for people. make: the command that
+        writes the shards, said where they are missing.
     """
 
     name: str
@@ -52,8 +54,10 @@ class SourceSpec:
     format: str = "bestiary"
     domain: str | None = None
     split: str | None = None
+    kind: str | None = None
     licence: str = ""
     origin: str = ""
+    make: str = ""
 
     @property
     def location(self) -> str:
@@ -207,9 +211,10 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _missing_line(spec: SourceSpec) -> str:
+    how = f" with `{spec.make}`" if spec.make else ""
     return (
-        f"source {spec.name!r}: {spec.shown} {_why_missing(spec)}; "
-        f"write its shards there or set data.sources.{spec.name}.path"
+        f"source {spec.name!r}: {spec.shown} {_why_missing(spec)}; write its shards there{how}, "
+        f"or set data.sources.{spec.name}.path (data.heldout.{spec.name}.path)"
     )
 
 

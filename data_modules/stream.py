@@ -12,6 +12,7 @@ import atexit
 import pickle
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,13 +28,15 @@ from data_modules.fingerprint import fingerprint, losses
 from data_modules.lanes import LaneState, lanes_of
 from data_modules.planning import plan_mix
 from data_modules.rows import Plan, Rules, read_lanes
-from data_modules.sampling import SampleReader
 from data_modules.skiplist import resolve_skip_list
 from data_modules.sources import SourceSpec, StreamError, parse_sources
 from data_modules.storage import Storage, StorageError
+from data_modules.storage.counters import Counters
 from data_modules.surgery import Resumed, resume
+from data_modules.undecoded import SampleReader
 
 _ALIGNMENT = 64
+_NOTHING = Counters()
 
 
 class Stream:
@@ -55,7 +58,7 @@ class Stream:
         max_steps: int | None = None,
     ) -> None:
         self.specs = parse_sources(sources)
-        storage = storage or Storage()
+        self.storage = storage = storage or Storage()
         opened = [spec.open(storage, chunk=rules.chunk) for spec in self.specs]
         skipped = resolve_skip_list(skip, [spec.name for spec in self.specs], opened) if skip else {}
         self.plan = plan_mix(self.specs, opened, processor, rules, max_steps=max_steps, skipped=skipped)
@@ -87,7 +90,7 @@ class Stream:
         """The part of a rank. states: lane -> bytes, of these lanes at least; None starts at step 0."""
         states = self.first_states() if states is None else states
         chosen = [states[lane] for lane in lanes]
-        return StreamLoader(_LaneDataset(self.plan, chosen, num_workers), micro_batch)
+        return StreamLoader(_LaneDataset(self.plan, chosen, num_workers, self.storage), micro_batch)
 
     def samples(self, lanes: range | None = None, *, states: Mapping[int, bytes] | None = None) -> SampleReader:
         """The undecoded samples of some lanes (None = all), one of each a step: see `SampleReader`.
@@ -114,6 +117,14 @@ class StreamLoader:
         self._dataset = dataset
         self._micro_batch = micro_batch
         self.num_processes = min(dataset.num_workers, len(dataset.states))
+        self._fetched: dict[int, Counters] = {}
+
+    def fetched(self) -> dict[str, int]:
+        """What reading remote shards has cost this rank since it began, its workers included; {} without any."""
+        if not self._dataset.is_remote:
+            return {}
+        parts = [self._dataset.storage.counters, *self._fetched.values()]
+        return {name: sum(getattr(part, name) for part in parts) for name in asdict(parts[0])}
 
     def __iter__(self) -> Iterator[list[Batch]]:
         first = [LaneState.from_bytes(state) for state in self._dataset.states]
@@ -151,11 +162,12 @@ class StreamLoader:
         try:
             while True:
                 rows: list[Row] = []
-                for _ in range(self.num_processes):
+                for number in range(self.num_processes):
                     item = next(items)
                     if isinstance(item, Exception):
                         raise item
-                    rows += _unpack(item)
+                    packed, self._fetched[number] = item
+                    rows += _unpack(packed)
                 yield rows
         finally:
             del items  # the last reference unless an exception holds it: the workers end in peace
@@ -169,9 +181,11 @@ class _LaneDataset(IterableDataset[Any]):
     num_workers: as asked for. A process needs a lane of its own; those beyond the lanes become threads of the others.
     """
 
-    def __init__(self, plan: Plan, states: Sequence[bytes], num_workers: int) -> None:
+    def __init__(self, plan: Plan, states: Sequence[bytes], num_workers: int, storage: Storage) -> None:
         super().__init__()
         self.plan = plan
+        self.storage = storage
+        self.is_remote = not all(shards.storage.is_local for shards in plan.sources)
         self.states = list(states)
         self.num_workers = num_workers
 
@@ -186,7 +200,7 @@ class _LaneDataset(IterableDataset[Any]):
         threads = len(range(worker.id, self.num_workers, worker.num_workers))
         try:
             for rows in self.steps(worker.id, worker.num_workers, threads=threads):
-                yield _pack(rows)
+                yield _pack(rows), (self.storage.counters if self.is_remote else _NOTHING)
         except (StreamError, StorageError) as error:
             yield error  # torch would wrap it into a page of traceback
 

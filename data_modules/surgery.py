@@ -49,7 +49,7 @@ def resume(states: Mapping[int, bytes], saved: Mapping[str, Any], plan: Plan, on
     if added is None and on_change == "refuse":
         raise StreamError(
             f"the stream is not the one that was saved; changed: {'; '.join(changed)}; a resume needs "
-            "the run's own options again: undo it, or set stream.on_change=remix to go on with what is unchanged"
+            "the run's own options: undo it, or set stream.on_change=remix to go on with what is unchanged"
         )
     if added is None and on_change == "restart":
         return _restarted(states, plan, changed)
@@ -191,6 +191,11 @@ def _restarted(states: Mapping[int, bytes], plan: Plan, changed: list[str]) -> R
 
 
 def _refuse_what_no_surgery_can_do(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if "order" in saved["rules"] or "order" in now["rules"]:
+        raise StreamError(
+            "stream.on_change=remix cannot change anything with data.order=grouped: its steps are those of all samples "
+            "together; undo the change, or set stream.on_change=restart to go on at this step of the new order"
+        )
     pairs = [(name, saved["rules"].get(name), now["rules"][name]) for name in _FIXED_RULES]
     pairs.append(("algorithm", saved["algorithm"], now["algorithm"]))
     fixed = [f"{name} {before} -> {after}" for name, before, after in pairs if before != after]

@@ -48,6 +48,11 @@ def resolved_table(
 def _bad_news(plan: Plan, seen: Foreseen, passes: Sequence[float] | None, max_steps: int | None) -> list[str]:
     """One line for everything that should be looked at before the run."""
     news = []
+    if plan.order is not None:
+        news.append(
+            f"! data.order=grouped: {plan.order.num_batches:,} steps an epoch; no epoch has the longest "
+            f"{plan.order.num_dropped:,} samples, which fill no step of their kind"
+        )
     for number, name in enumerate(plan.names):
         if passes is not None and passes[number] > MANY_PASSES:
             news.append(

@@ -1,4 +1,4 @@
-"""The console script: pixels to regions, one line for every error."""
+"""The console script: marks as typed, one line for every error."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from bestiary.cli import main, regions_of
+from bestiary.cli import _parser, main
+from bestiary.inference.pictures import box, point
 from bestiary.schema import Sample, Turn
 from data_modules.shards import write_samples
 
 
-def test_pixels_become_fractions_and_marks_are_numbered_points_first() -> None:
-    point, box = regions_of(["10,20"], ["0,0,50,100"], width=100, height=200)
-    assert (point.kind, point.coords, point.mark) == ("point", (0.1, 0.1), 1)
-    assert (box.kind, box.coords, box.mark) == ("box", (0.0, 0.0, 0.5, 0.5), 2)
+def test_marks_keep_the_order_they_were_typed_in() -> None:
+    args = _parser().parse_args(["ask", "run", "a.png", "What?", "--box", "0,0,50,100", "--point", "10,20"])
+    assert args.marks == [box(0, 0, 50, 100), point(10, 20)]
 
 
 @pytest.mark.parametrize("text", ["1", "1,2,3", "a,b", ""])
-def test_a_malformed_point_is_named(text: str) -> None:
-    with pytest.raises(ValueError, match="is not 2 numbers"):
-        regions_of([text], [], width=10, height=10)
+def test_a_malformed_point_is_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["ask", "run", "a.png", "What?", f"--point={text}"])
+    assert f"{text!r} is not 2 numbers" in capsys.readouterr().err
 
 
 def test_no_runs_is_one_line_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

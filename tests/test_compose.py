@@ -6,13 +6,16 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from bestiary.compose import build, check_targets, explain, register_schema, signature, typed
+from bestiary.compose import base_of, build, check_targets, explain, register_schema, signature, typed
 from bestiary.config import Run
 
 ROOT = Path(__file__).parents[1]
@@ -25,9 +28,15 @@ def composed(*overrides: str) -> Run:
         return typed(compose("config", overrides=list(overrides)))
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("scale", ["demo", "paper"])
-@pytest.mark.parametrize("cluster", ["cpu", "gpu", "zero2"])
+def _settings() -> Iterator[Any]:
+    """Every experiment at every scale on every cluster; one cluster of each is fast, all of them in turn."""
+    for place, (experiment, scale) in enumerate(product(EXPERIMENTS, ["demo", "paper"])):
+        for turn, cluster in enumerate(["cpu", "gpu", "zero2"]):
+            marks = () if turn == place % 3 else pytest.mark.slow
+            yield pytest.param(experiment, scale, cluster, marks=marks)
+
+
+@pytest.mark.parametrize(("experiment", "scale", "cluster"), _settings())
 def test_every_experiment_composes_at_every_scale(experiment: str, scale: str, cluster: str) -> None:
     run = composed(f"experiment={experiment}", f"scale={scale}", f"cluster={cluster}")
     assert run.stage.name == experiment
@@ -87,6 +96,7 @@ def test_unknown_overrides_and_choices_end_with_one_line() -> None:
         (["scale=papr"], "paper"),
         (["stage.optimizer.l=3"], "lr"),
         (["modle=sphinx_v"], "model"),
+        (["decoder=llama2_70"], "llama2_70b"),
     ]:
         done = train(*arguments, "--cfg", "job")
         assert done.returncode == 1, arguments
@@ -167,3 +177,48 @@ def train(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )
+
+
+def saved_run(folder: Path, *overrides: str) -> Path:
+    """What a start with these options leaves of its configuration."""
+    register_schema()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        text = OmegaConf.to_yaml(compose("config", overrides=["experiment=sphinxv_stage1", *overrides]))
+    folder.mkdir()
+    (folder / "config.yaml").write_text(text)
+    (folder / "status.json").write_text("{}")
+    return folder
+
+
+def resumed(run: Path, *overrides: str) -> Run:
+    """What `python train.py resume=RUN ...` is asked to be."""
+    given = [f"resume={run}", *overrides]
+    name = base_of(given, "config", ROOT / "conf")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return typed(compose(name, overrides=given))
+
+
+def test_a_resume_stands_on_the_configuration_of_its_run(tmp_path: Path) -> None:
+    first = ["run_dir=x", "seed=7", "stage.max_steps=9", "stream.on_change=remix", "cluster=gpu", "cluster.data_root=d"]
+    run = saved_run(tmp_path / "a", *first, "parent=p")
+    asked = resumed(run, "stage.batch_size=32")
+    assert (asked.resume, asked.run_dir, asked.parent, asked.stream.on_change) == (str(run), None, None, "refuse")
+    assert (asked.seed, asked.stage.max_steps, asked.stage.batch_size) == (7, 9, 32)
+    assert (asked.stage.name, asked.cluster.precision, asked.data.root) == ("sphinxv_stage1", "bf16-true", "d")
+
+
+def test_a_group_chosen_at_a_resume_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "a", "cluster=gpu", "cluster.data_root=d", "+suite.mine._target_=bestiary.x")
+    asked = resumed(run, "cluster=zero2", "logger=csv", "suite=regions", "~data.sources.natural_stage1")
+    assert (asked.cluster.strategy, asked.cluster.devices, asked.cluster.data_root) == ("zero2", 8, "d")
+    assert resumed(run, "cluster=cpu", "suite=regions").cluster.precision == "32-true"
+    assert not asked.logger.wandb and set(asked.suite) == {"regions"}
+    assert "natural_stage1" not in asked.data.sources and asked.data.sources
+
+
+def test_a_resume_that_chooses_an_experiment_is_composed_anew(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "a", "seed=7")
+    assert base_of([f"resume={run}", "experiment=sphinxv_stage1"], "config", ROOT / "conf") == "config"
+    assert base_of(["resume=auto"], "config", ROOT / "conf") == "config"
+    with pytest.raises(ValueError, match=r"resume=.*/b is not a run directory.*nearest valid: a"):
+        base_of([f"resume={tmp_path / 'b'}"], "config", ROOT / "conf")

@@ -44,7 +44,7 @@ def test_documents_hold_commands_and_ci_runs_the_make_ones() -> None:
 @pytest.fixture(scope="module")
 def fresh_run() -> None:
     """The documents' run directories must not be there yet, as for a newcomer."""
-    for name in ("readme", "stream-readme"):
+    for name in ("readme", "score", "stream-readme", "lora", "lora-merged", "lora-adapter"):
         shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)
 
 
@@ -58,3 +58,14 @@ def test_a_documented_command_runs(command: str) -> None:
     environment = {**os.environ, "WANDB_MODE": "offline", "PATH": f"{tools}:{os.environ['PATH']}"}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:  # after the commands above, whose runs it takes
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 0 and done.stdout, f"{block}\n{done.stderr[-2000:]}"

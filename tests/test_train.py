@@ -98,7 +98,7 @@ def test_a_killed_run_resumes_bit_for_bit_and_a_stopped_one_says_so(data: list[s
     assert process.returncode == 143
     status = json.loads((stopped / "status.json").read_text())
     assert status["state"] == "interrupted" and status["step"] >= 6
-    finish(*base, f"resume={stopped}")
+    finish(f"resume={stopped}")
     assert metrics(stopped) == metrics(tmp_path / "whole")
     assert RunDir(stopped).samples.read() == RunDir(tmp_path / "whole").samples.read()
     assert json.loads((stopped / "status.json").read_text())["state"] == "finished"

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from data_modules.adapters.protocol import Adapter, Record, RejectedRecordError, Rejection
 
@@ -69,8 +70,13 @@ def _constructor(format_name: str) -> tuple[Callable[..., Adapter], dict[str, in
     """The class of a format and the parameters that are its options."""
     module, name = FORMATS[format_name]
     made = getattr(import_module(module), name)
-    parameters = inspect.signature(made, eval_str=True).parameters
-    return made, {option: parameter for option, parameter in parameters.items() if option not in _FIXED}
+    types = get_type_hints(made if is_dataclass(made) else made.__init__)  # of a base class, too, by its own module
+    parameters = inspect.signature(made).parameters
+    return made, {
+        option: parameter.replace(annotation=types[option])
+        for option, parameter in parameters.items()
+        if option not in _FIXED
+    }
 
 
 def _convert(option: str, text: str, annotation: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from bestiary.schema import IMAGE_TAG, Turn
@@ -38,6 +39,27 @@ def check_system_policy(system: str) -> None:
     """ValueError unless `system` is one of SYSTEM."""
     if system not in SYSTEM:
         raise ValueError(f"system={system!r} is unknown; choose one of {', '.join(SYSTEM)}")
+
+
+@dataclass
+class ConversationOptions:
+    """What the adapters of conversation formats can be told; each says what `images` is relative to.
+
+    domain: of samples with a picture; text_domain: of the others. system: what becomes of a system message, one of
+    SYSTEM. keep_empty: accept empty words and conversations without an answer. ValueError for another `system`.
+    """
+
+    annotations: Path
+    images: Path | None
+    _: KW_ONLY
+    source: str
+    domain: str | None = None
+    text_domain: str = "text"
+    system: str = "reject"
+    keep_empty: bool = False
+
+    def __post_init__(self) -> None:
+        check_system_policy(self.system)
 
 
 def read_conversation(found: object, where: str, *, system: str = "reject", keep_empty: bool = False) -> Conversation:

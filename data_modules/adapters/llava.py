@@ -7,12 +7,11 @@ and every field the format does not know stay in `meta`. Speakers are human, use
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from bestiary.schema import Sample
-from data_modules.adapters.conversations import check_system_policy, check_tags, read_conversation
+from data_modules.adapters.conversations import ConversationOptions, check_tags, read_conversation
 from data_modules.adapters.fields import Fields
 from data_modules.adapters.files import domain_of, identity_of
 from data_modules.adapters.images import image_names, read_image
@@ -21,26 +20,13 @@ from data_modules.adapters.reading import decode_record, json_records
 
 
 @dataclass
-class LlavaAdapter:
+class LlavaAdapter(ConversationOptions):
     """One file of LLaVA records, a JSON array or JSON lines.
 
-    images: the folder that picture names are relative to. domain: of samples with a picture; text_domain: of the
-    others. system: what becomes of a system message (`conversations.SYSTEM`). keep_empty: accept empty words and
-    conversations without an answer.
+    images: the folder that picture names are relative to.
     """
 
-    annotations: Path
-    images: Path | None
-    _: KW_ONLY
-    source: str
-    domain: str | None = None
-    text_domain: str = "text"
-    system: str = "reject"
-    keep_empty: bool = False
     name: str = field(default="llava", init=False)
-
-    def __post_init__(self) -> None:
-        check_system_policy(self.system)
 
     def records(self) -> Iterator[Record]:
         """The records of the file; payload: raw JSON."""

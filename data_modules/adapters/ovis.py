@@ -14,15 +14,15 @@ any target, which teaches nothing; here it is refused and reported. Likewise an 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bestiary.schema import IMAGE_TAG, Sample, Turn
 from data_modules.adapters.conversations import (
     Conversation,
+    ConversationOptions,
     check_filled,
-    check_system_policy,
     check_tags,
     read_conversation,
 )
@@ -39,32 +39,24 @@ _ENTRY_FIELDS = ("meta_file", "image_dir", "data_format", "caption_template")
 
 
 @dataclass
-class OvisAdapter:
+class OvisAdapter(ConversationOptions):
     """A dataset_info.json.
 
     images: where a relative `image_dir` starts (default: the file's folder). dataset: the one data set to read
     (default: all). moved: `OLD=NEW` replaces the beginning of the paths in the file, which are the authors' own.
     version: whose rules, 1.0 or 1.5. caption_template: for caption sets that name none; `<image>` stands where the
-    picture does. domain: of samples with a picture; text_domain: of the others. system: what becomes of a system
-    message (`conversations.SYSTEM`). keep_empty: accept empty words and conversations without an answer.
+    picture does.
     """
 
-    annotations: Path
-    images: Path | None
-    _: KW_ONLY
-    source: str
-    domain: str | None = None
     dataset: str = ""
     moved: str = ""
     version: str = "1.0"
     caption_template: str = ""
-    text_domain: str = "text"
     system: str = "meta"
-    keep_empty: bool = False
     name: str = field(default="ovis", init=False)
 
     def __post_init__(self) -> None:
-        check_system_policy(self.system)
+        super().__post_init__()
         if self.version not in VERSIONS:
             raise ValueError(f"version={self.version!r} is unknown; choose {' or '.join(VERSIONS)}")
         if self.moved.count("=") != bool(self.moved):

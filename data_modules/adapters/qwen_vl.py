@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from bestiary.schema import IMAGE_TAG, Sample, Turn
 from data_modules.adapters.boxes import thousandths
-from data_modules.adapters.conversations import check_system_policy, read_conversation
+from data_modules.adapters.conversations import ConversationOptions, read_conversation
 from data_modules.adapters.fields import Fields, shown
 from data_modules.adapters.files import domain_of, identity_of
 from data_modules.adapters.images import read_image
@@ -39,28 +38,15 @@ class Part:
 
 
 @dataclass
-class QwenVlAdapter:
+class QwenVlAdapter(ConversationOptions):
     """One file of Qwen-VL conversations, a JSON array or JSON lines.
 
-    images: the folder that paths are relative to. domain: of samples with a picture; text_domain: of the others.
-    clip: count coordinates beyond 1000 as 1000 in `meta` (the words keep them), instead of refusing the record.
-    system: what becomes of a system message (`conversations.SYSTEM`). keep_empty: accept empty words and conversations
-    without an answer.
+    images: the folder that paths are relative to. clip: count coordinates beyond 1000 as 1000 in `meta` (the words keep
+    them), instead of refusing the record.
     """
 
-    annotations: Path
-    images: Path | None
-    _: KW_ONLY
-    source: str
-    domain: str | None = None
     clip: bool = False
-    text_domain: str = "text"
-    system: str = "reject"
-    keep_empty: bool = False
     name: str = field(default="qwen_vl", init=False)
-
-    def __post_init__(self) -> None:
-        check_system_policy(self.system)
 
     def records(self) -> Iterator[Record]:
         """The records of the file; payload: raw JSON."""

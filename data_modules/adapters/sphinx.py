@@ -12,15 +12,14 @@ A tag without a picture is refused, for no model could tell what it means.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from bestiary.schema import IMAGE_TAG, Sample, Turn
 from data_modules.adapters.conversations import (
     Conversation,
+    ConversationOptions,
     check_filled,
-    check_system_policy,
     read_conversation,
 )
 from data_modules.adapters.fields import Fields, shown, text_of
@@ -31,26 +30,14 @@ from data_modules.adapters.protocol import Record, sample_key
 
 
 @dataclass
-class SphinxAdapter:
+class SphinxAdapter(ConversationOptions):
     """A META yaml, or one annotation file.
 
     images: what an entry's `root` is relative to (default: the yaml's folder); of a single file, the folder of its
-    pictures. domain: of samples with a picture; text_domain: of the others. system: what becomes of a system message
-    (`conversations.SYSTEM`). keep_empty: accept empty words and conversations without an answer.
+    pictures.
     """
 
-    annotations: Path
-    images: Path | None
-    _: KW_ONLY
-    source: str
-    domain: str | None = None
-    text_domain: str = "text"
-    system: str = "reject"
-    keep_empty: bool = False
     name: str = field(default="sphinx", init=False)
-
-    def __post_init__(self) -> None:
-        check_system_policy(self.system)
 
     def records(self) -> Iterator[Record]:
         """The records of all files of the list, in its order."""

@@ -11,7 +11,7 @@ import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -35,6 +35,10 @@ LICENCE = "CC-BY-4.0; the parts are listed in data_modules/embedded/assets/ATTRI
 SAMPLES_PER_SHARD = 1000
 FEW = 400
 """Up to so many samples in all, starting processes costs more than it saves."""
+
+
+COST_MS: Mapping[str, float] = {"natural": 3.0, "multi_panel": 2.0, "screenshot": 0.9, "document": 0.9}
+"""Measured milliseconds to draw a picture of a domain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +107,51 @@ def build(
     processes: None = one a core. Two builds into one root wait for each other.
     """
     counts = resolve_sizes(sizes or {})
-    root = Path(root)
+    jobs = [
+        Job(name, seed, count, _make, _cost_ms(name) * count, fingerprint(name, seed, count))
+        for name, count in counts.items()
+        if count
+    ]
+    return write_sources(Path(root), jobs, processes=processes)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One source to write: samples 0 to `count`, each made alone by `make(source, seed, number)`.
+
+    make: a function of a module, so that another process can import it. cost_ms: about how long all of it takes.
+    wanted: the fingerprint that the finished folder carries.
+    """
+
+    source: str
+    seed: int
+    count: int
+    make: Callable[[str, int, int], Sample]
+    cost_ms: float
+    wanted: str
+
+
+def write_sources(root: Path, jobs: Sequence[Job], *, processes: int | None = None) -> dict[str, Path]:
+    """Write every source into `root/<source>` unless it is there already; returns the folders by source.
+
+    processes: None = one a core. Two writers into one root wait for each other.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    folders = {name: root / name for name, count in counts.items() if count}
     with _lock(root):
-        missing = [name for name in folders if not is_complete(folders[name], fingerprint(name, seed, counts[name]))]
+        missing = [job for job in jobs if not is_complete(root / job.source, job.wanted)]
+        missing.sort(key=lambda job: (-job.cost_ms, job.source))  # the longest first
+        total = sum(job.count for job in missing)
         if missing:
-            log.info("writing %d samples into %d sources under %s", sum(counts[n] for n in missing), len(missing), root)
-        jobs = [(str(root), name, seed, counts[name]) for name in sorted(missing, key=lambda n: _cost(n, counts[n]))]
-        workers = min(len(jobs), processes or os.cpu_count() or 1)
-        if workers > 1 and sum(job[3] for job in jobs) > FEW:
+            log.info("writing %d samples into %d sources under %s", total, len(missing), root)
+        workers = min(len(missing), processes or os.cpu_count() or 1)
+        if workers > 1 and total > FEW:
             # spawn: the caller may run threads already, and a forked child of threads can hang.
             with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                list(pool.map(_write_job, jobs))
+                list(pool.map(_write_job, [str(root)] * len(missing), missing))
         else:
-            for job in jobs:
-                _write_job(job)
-    return folders
+            for job in missing:
+                _write_job(str(root), job)
+    return {job.source: root / job.source for job in jobs}
 
 
 def resolve_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
@@ -156,8 +188,8 @@ def _code_and_assets() -> str:
     return digest.hexdigest()
 
 
-def fingerprint(source: str, seed: int, count: int) -> str:
-    """Hash of everything that shapes the bytes of a source."""
+def fingerprint(source: str, seed: int, count: int, **more: str) -> str:
+    """Hash of everything that shapes the bytes of a source. more: what else does."""
     facts = {
         "source": source,
         "seed": seed,
@@ -165,6 +197,7 @@ def fingerprint(source: str, seed: int, count: int) -> str:
         "look": asdict(LOOK),
         "made_by": _code_and_assets(),
         "format": FORMAT,
+        **more,
     }
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -183,25 +216,26 @@ def is_complete(folder: Path, wanted: str) -> bool:
     return whole and isinstance(found, dict) and found.get("fingerprint") == wanted
 
 
-def _write_job(job: tuple[str, str, int, int]) -> None:
+def _write_job(root: str, job: Job) -> None:
     """Write one source (the work of one process)."""
-    root, source, seed, count = job
-    folder = Path(root) / source
+    folder = Path(root) / job.source
     (folder / MARKER).unlink(missing_ok=True)
-    domain, part = split_name(source)
     with ShardWriter(
-        folder, source=source, samples_per_shard=SAMPLES_PER_SHARD, licence=LICENCE, overwrite=True
+        folder, source=job.source, samples_per_shard=SAMPLES_PER_SHARD, licence=LICENCE, overwrite=True
     ) as writer:
-        for number in range(count):
-            writer.write(part_sample(domain, part, seed, number))
-    facts = {"fingerprint": fingerprint(source, seed, count), "seed": seed, "samples": count}
+        for number in range(job.count):
+            writer.write(job.make(job.source, job.seed, number))
+    facts = {"fingerprint": job.wanted, "seed": job.seed, "samples": job.count}
     write_atomically(folder / MARKER, json.dumps(facts, indent=1).encode() + b"\n")
 
 
-def _cost(source: str, count: int) -> tuple[float, str]:
-    """Sort key: the longest jobs first, by measured milliseconds a picture."""
-    per_picture = {"natural": 3.0, "multi_panel": 2.0, "screenshot": 0.9, "document": 0.9}[split_name(source)[0]]
-    return -per_picture * count, source
+def _make(source: str, seed: int, number: int) -> Sample:
+    return part_sample(*split_name(source), seed, number)
+
+
+def _cost_ms(source: str) -> float:
+    """Measured milliseconds a picture."""
+    return COST_MS[split_name(source)[0]]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from data_modules.storage.store import Facts, RangesIgnoredError, Store
 from data_modules.storage.urls import identity, joined, printable, scheme_of
 from data_modules.storage.web import WebStore
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PEEK = 64 * 1024
@@ -48,6 +50,7 @@ class Remote:
         self.root, self.limit, self.patience = root, limit, patience
         self.options = {scheme: dict(given) for scheme, given in (options or {}).items()}
         self._states: dict[int, _State] = {}
+        self._told: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         facts = dict(self._state.facts)
@@ -82,6 +85,8 @@ class Remote:
                 return self._cached(url, facts, start, stop)
             except RangesIgnoredError:
                 facts = self._state.facts[url] = replace(facts, has_ranges=False)
+        if stop - start < facts.size:
+            self._tell_of_whole_files(url)
         return self._cached(url, facts, 0, facts.size)[start:stop]
 
     def keep(self, url: str, facts: Facts, data: bytes) -> memoryview:
@@ -100,6 +105,13 @@ class Remote:
         """The names of the files of a folder."""
         store = self._store(url)
         return self._persist(printable(url), lambda: store.list(url))
+
+    def _tell_of_whole_files(self, url: str) -> None:
+        """One line for each store whose files cannot be read in parts."""
+        place = printable(url).partition("?")[0].rpartition("/")[0]
+        if place not in self._told:
+            self._told.add(place)
+            log.warning("%s: its server sends no ranges, so every file that is read comes whole", place)
 
     def _cached(self, url: str, facts: Facts, start: int, stop: int) -> memoryview:
         state = self._state

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bestiary.cli_runs import add_runs
 from bestiary.cli_shards import add_shards
+from bestiary.cli_use import add_use
 from bestiary.cli_weights import add_weights
-from bestiary.schema import Region
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,16 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     add_runs(commands)
-
-    ask = commands.add_parser("ask", help="ask a trained run about a picture and its marked regions")
-    ask.add_argument("run", type=Path, help="run directory")
-    ask.add_argument("image", type=Path)
-    ask.add_argument("question", help='for example "What is <Mark 1>?"')
-    ask.add_argument("--point", action="append", default=[], metavar="X,Y", help="pixels of the picture; repeatable")
-    ask.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="pixels; repeatable")
-    ask.add_argument("--max-new-tokens", type=int, default=128)
-    ask.set_defaults(act=_ask)
-
+    add_use(commands)
     add_shards(commands)
     add_weights(commands)
 
@@ -57,36 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--seed", type=int, default=0)
     data.set_defaults(act=_data)
     return parser
-
-
-def _ask(args: argparse.Namespace) -> None:
-    from PIL import Image
-
-    from bestiary.compose import load_run
-    from bestiary.inference.session import Session
-    from bestiary.training import assembly
-
-    image = Image.open(args.image)
-    regions = regions_of(args.point, args.box, width=image.width, height=image.height)
-    pieces = assembly.load_pieces(load_run(args.run), args.run, accelerator="cpu", threads=0)
-    session = Session(pieces.model, pieces.processor)
-    answer = session.respond(image, args.question, regions, max_new_tokens=args.max_new_tokens)
-    sys.stdout.write(f"{answer}\n")
-
-
-def regions_of(points: Sequence[str], boxes: Sequence[str], *, width: int, height: int) -> list[Region]:
-    """Regions in fractions of the picture from pixel strings; marks are numbered in order, points first."""
-    regions: list[Region] = []
-    for text, size in [*((p, 2) for p in points), *((b, 4) for b in boxes)]:
-        try:
-            numbers = [float(part) for part in text.split(",")]
-        except ValueError:
-            numbers = []
-        if len(numbers) != size:
-            raise ValueError(f"{text!r} is not {size} numbers with commas between them")
-        coords = tuple(n / (height if i % 2 else width) for i, n in enumerate(numbers))
-        regions.append(Region("point" if size == 2 else "box", coords, len(regions) + 1))
-    return regions
 
 
 def _data(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`bestiary runs`: list the runs below a folder, and explain the steps of one sample by sample."""
+"""`bestiary runs`: list the runs below a folder, explain the steps of one sample by sample, compare two's scores."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _RIGHT = ("lane", "tokens", "targets", "loss")
 
 
 def add_runs(commands: Any) -> None:
-    """Adds `runs` to the console script: alone it lists, `runs explain` explains."""
+    """Adds `runs` to the console script: alone it lists, `runs explain` explains, `runs compare` compares."""
     runs: argparse.ArgumentParser = commands.add_parser(
-        "runs", help="list the runs below a folder, newest last; explain one of them"
+        "runs", help="list the runs below a folder, newest last; explain one of them, compare two"
     )
     runs.add_argument("--root", type=Path, default=Path("runs"))
     runs.set_defaults(act=_list)
-    inner = runs.add_subparsers(metavar="explain")
+    inner = runs.add_subparsers(metavar="explain|compare")
     explain = inner.add_parser("explain", help="print the samples of a step with their losses")
     explain.add_argument("run", type=Path, help="run directory")
     which = explain.add_mutually_exclusive_group(required=True)
@@ -39,6 +39,10 @@ def add_runs(commands: Any) -> None:
         "--as-skip-list", action="store_true", help="source<tab>key lines for data.skip, of --above or --key"
     )
     explain.set_defaults(act=_explain)
+    both = inner.add_parser("compare", help="scores of two runs on the same questions, and their difference")
+    both.add_argument("first", type=Path, help="run directory")
+    both.add_argument("second", type=Path, help="run directory")
+    both.set_defaults(act=_compare)
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -58,6 +62,20 @@ def _score(report: Path) -> str:
     if "accuracy" in metrics:
         return f"{report.parent.name} {metrics['accuracy']['value']:.3f}"
     return " ".join([report.parent.name, *(f"{name} {metrics[name]['value']:.3f}" for name in list(metrics)[:1])])
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from bestiary.evaluation.comparing import compare
+
+    rows = [("benchmark", "first", "second", "second - first, 95 %", "questions")]
+    for found in compare(args.first, args.second):
+        gain = "-" if found.gain is None else f"{found.gain.low:+.3f} to {found.gain.high:+.3f}"
+        apart = f"{found.num}" + (f" ({found.num_apart} of one run alone left out)" if found.num_apart else "")
+        rows.append((found.benchmark, f"{found.first:.3f}", f"{found.second:.3f}", gain, apart))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
+        sys.stdout.write("  ".join([*cells, row[4]]) + "\n")
 
 
 def _explain(args: argparse.Namespace) -> None:

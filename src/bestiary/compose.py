@@ -31,14 +31,32 @@ ALLOWED_TARGETS = ("bestiary.", "data_modules.", "experiments.")
 MARKERS = ("_target_", "_args_of_")
 """`_target_` names what a node builds; `_args_of_` whose arguments a nested node holds, for the check alone."""
 
-GROUPS = ("data_mix", "experiment")
+GROUPS = ("data_mix", "decoder", "experiment")
 """Choices of conf/config.yaml that are no keys of a run, as its other groups are."""
+
+ANEW = (*GROUPS, "model", "stage", "scale")
+"""Choices that make a run what it is: a resume that names one is composed anew, not from its own config.yaml."""
+
+ONE_START = ("run_dir", "resume", "parent", "stream", "dry_run")
+"""What a run was told for one start alone, so that the next resume does not hear it again."""
+
+
+class _Settled(dict[str, Any]):
+    """Hydra's store of schemas, which is only read once they are in it.
+
+    Hydra copies all of it anew for every group it lists: with a hundred groups that was most of `--help`.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Settled:
+        return self
 
 
 def register_schema() -> None:
     """Makes the typed roots that conf/config.yaml and conf/eval.yaml name first."""
-    ConfigStore.instance().store(name="run_schema", node=Run)
-    ConfigStore.instance().store(name="eval_schema", node=Evaluation)
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=Run)
+    store.store(name="eval_schema", node=Evaluation)
+    store.repo = _Settled(store.repo)
 
 
 def typed(config: DictConfig) -> Any:
@@ -63,6 +81,51 @@ def load_run(folder: Path) -> Run:
     run = typed(config)
     assert isinstance(run, Run)
     return run
+
+
+def base_of(arguments: Sequence[str], name: str, conf: Path) -> str:
+    """The configuration that a command line stands on: `name` in `conf`, or the own one of the run that it resumes.
+
+    `resume=RUN` without a choice of ANEW goes on from RUN/config.yaml, as it was asked at the last start; the other
+    arguments then change it. A choice of a group (`cluster=gpu`) takes the place of the one before; what no file of the
+    group sets (`cluster.data_root`) stays.
+    """
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    path = given.get("resume", "").strip("'\"")
+    if path in ("", "auto", "null") or any(group in given for group in ANEW):
+        return name
+    file = Path(path) / "config.yaml"
+    if not file.is_file():
+        beside = [found.name for found in Path(path).absolute().parent.glob("*") if (found / "status.json").is_file()]
+        raise ValueError(
+            f"resume={path} is not a run directory: it has no {file.name}{nearest(Path(path).name, beside)}"
+        )
+    saved, root = OmegaConf.load(file), OmegaConf.load(conf / f"{name}.yaml")
+    assert isinstance(saved, DictConfig) and isinstance(root, DictConfig)
+    chosen = [group for group in given if (conf / group).is_dir()]
+    for key in ONE_START:
+        saved.pop(key, None)
+    for group in chosen:
+        if group in saved:
+            _forget_choice(saved, group, conf / group)
+    schema, *others = root.defaults
+    own = [entry for entry in others if "override" in str(entry)]  # Hydra's own, as conf has them
+    saved.defaults = [schema, "_self_", *({group: None} for group in chosen), *own]
+    saved.hydra = root.hydra
+    ConfigStore.instance().store(name="resumed", node=saved)
+    return "resumed"
+
+
+def _forget_choice(saved: DictConfig, group: str, folder: Path) -> None:
+    """Take out what the chosen file of a group had set: of a typed node its keys, of a free one everything."""
+    if not is_dataclass(get_type_hints(Run)[group]):
+        del saved[group]
+        return
+    for file in folder.glob("*.yaml"):
+        loaded = OmegaConf.load(file)
+        assert isinstance(loaded, DictConfig)
+        for key in map(str, loaded.get(group, loaded)):
+            saved[group].pop(key, None)
 
 
 def at_home(paths: Sequence[str | None], root: Path) -> list[str | None]:
@@ -104,12 +167,16 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
 
 
 def _without_markers(tree: Any) -> Any:
-    """The values alone, without the keys that only name whose arguments they are."""
+    """The values alone, without the keys that only name whose arguments they are; inner `_target_` nodes are built."""
     if isinstance(tree, dict):
-        return {k: _without_markers(v) for k, v in tree.items() if k not in MARKERS}
+        return {k: _inner(v) for k, v in tree.items() if k not in MARKERS}
     if isinstance(tree, list):
-        return [_without_markers(v) for v in tree]
+        return [_inner(v) for v in tree]
     return tree
+
+
+def _inner(tree: Any) -> Any:
+    return build(tree) if isinstance(tree, dict) and "_target_" in tree else _without_markers(tree)
 
 
 def check_targets(tree: Any, where: str = "") -> None:
@@ -232,9 +299,14 @@ def entry_point(main: Callable[[Any, DictConfig], int | None], *, config_path: P
     from omegaconf.errors import OmegaConfBaseException
 
     register_schema()
+    expected = (HydraException, OmegaConfBaseException, ValueError, FileNotFoundError)
+    if name == "config":
+        try:
+            name = base_of(sys.argv[1:], name, config_path)
+        except expected as error:
+            _end_with(error)
     # Hydra otherwise prints errors itself, without the nearest valid name, and ends the process.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    expected = (HydraException, OmegaConfBaseException, ValueError, FileNotFoundError)
 
     @hydra.main(version_base="1.3", config_path=str(config_path), config_name=name)  # type: ignore[untyped-decorator]
     def job(config: DictConfig) -> None:

@@ -42,6 +42,10 @@ class Stage:
     name: str = MISSING
     parents: list[str] = field(default_factory=list)
     """Names of the stages whose checkpoint this stage may start from."""
+    parent_optional: bool = False
+    """Whether the stage may also start from `model.weights` alone."""
+    parent_may_lack: list[str] = field(default_factory=list)
+    """Globs of tensors a parent of another model may lack, all of them together; they come from `model.weights`."""
     parent: str | None = None
     """Taken when the command names none: a run directory or a file; null = start from `model.weights`."""
     train: list[str] = field(default_factory=lambda: ["*"])
@@ -90,11 +94,15 @@ class Source:
     """Factor on the loss of every token of this source."""
     format: str = "bestiary"
     """bestiary | caption | llava: what the members of a foreign tar mean."""
+    kind: str | None = None
+    """Its group with `data.order=grouped` (SPHINX's `type`); null = image_text or text, by each sample's pictures."""
     chunk: int | None = None
     """Consecutive samples that stay together; null = `data.chunk`."""
     licence: str = ""
     origin: str = ""
     """Where the annotations and pictures are published."""
+    make: str = ""
+    """The command that writes its shards; said where they are missing."""
 
 
 @dataclass
@@ -125,6 +133,9 @@ class Data:
     """samples | tokens | target_tokens: what the shares of the mix are shares of."""
     temperature: float = 1.0
     """Shares are raised to 1/temperature: 1 leaves them, large values make them equal."""
+    order: str = "stratified"
+    """stratified (by shares, a promise for every prefix) | grouped (SPHINX's published order: every sample once an
+    epoch, a global batch of one kind and similar length; `packing=false`, no shares)"""
     skip: str | None = None
     """A file of `source<tab>key` lines: samples that are never drawn."""
     cache_root: str | None = None
@@ -150,7 +161,34 @@ class Model:
     processor: dict[str, Any] = MISSING
     module: dict[str, Any] = MISSING
     weights: list[str] = field(default_factory=list)
-    """Safetensors loaded before training without a parent (pretrained encoders, a base); relative to the project."""
+    """Weights loaded before training without a parent (pretrained parts): safetensors files, or folders as `bestiary
+    weights import` makes them; relative to the project."""
+    decoder_weights: str | None = None
+    """The language model's own weights, named by the choice of `decoder`; an entry of `weights` refers to it."""
+    unused_weights: list[str] = field(default_factory=list)
+    """Globs of names in `weights` that this model has no part for; any other name it lacks raises."""
+
+
+@dataclass
+class Tuning:
+    """How much of the decoder trains, and how what rests is held; every other part trains as the stage says."""
+
+    method: str = "full"
+    """full | lora (adapters; the stage's `decoder.*` globs mean them) | bias_norm (norms and biases of the decoder)"""
+    rank: int = 0
+    """Of the adapters' matrices."""
+    alpha: float = 0.0
+    """The adapters' products count alpha / rank times."""
+    dropout: float = 0.0
+    """On the adapters' inputs, [0, 1)."""
+    targets: list[str] = field(default_factory=list)
+    """Linear layers that take adapters: globs of their names, or their last names alone (q_proj)."""
+    beside: list[str] = field(default_factory=list)
+    """Globs of parameters of the decoder that train themselves beside the adapters."""
+    quantize: str = "none"
+    """none | nf4 | int8: linear layers of the decoder whose weights do not train (bitsandbytes)."""
+    frozen_dtype: str | None = None
+    """float32 | bfloat16 of what does not train; null = bfloat16 under bf16-mixed on GPUs, else float32."""
 
 
 @dataclass
@@ -192,6 +230,7 @@ class Run:
     data: Data = field(default_factory=Data)
     stream: StreamPolicy = field(default_factory=StreamPolicy)
     stage: Stage = field(default_factory=Stage)
+    tuning: Tuning = field(default_factory=Tuning)
     cluster: Cluster = field(default_factory=Cluster)
     logger: Logger = field(default_factory=Logger)
     suite: dict[str, Any] = field(default_factory=dict)
@@ -210,12 +249,33 @@ class Run:
 
 
 @dataclass
+class EvaluationData:
+    """What a suite's benchmarks bring."""
+
+    heldout: dict[str, Source] = field(default_factory=dict)
+    """Held-out sources beside those of the run, below the run's `data.root`."""
+
+
+@dataclass
+class Every:
+    """Set in every benchmark of the suite; null leaves what each of them says."""
+
+    max_samples: int | None = None
+    batch_size: int | None = None
+    decoding: str | None = None
+    reference_quirks: bool | None = None
+    control: bool | None = None
+
+
+@dataclass
 class Evaluation:
     """What eval.py may be told."""
 
     run: str = MISSING
     """A run directory; its newest complete checkpoint is scored."""
     suite: dict[str, Any] = field(default_factory=dict)
+    every: Every = field(default_factory=Every)
+    data: EvaluationData = field(default_factory=EvaluationData)
     accelerator: str = "cpu"
     """cpu | gpu"""
     threads: int = 0
@@ -230,10 +290,12 @@ def check_run(run: Run) -> None:
     _positive("cluster.devices", cluster.devices)
     _one_of("attention", run.attention, ("auto", "sdpa", "varlen", "flash_attn"))
     _one_of("data.too_long", data.too_long, ("error", "skip", "truncate_text"))
+    _one_of("data.order", data.order, ("stratified", "grouped"))
     _one_of("data.unit", data.unit, ("samples", "tokens", "target_tokens"))
     _one_of("stream.on_change", run.stream.on_change, ("refuse", "remix", "restart"))
     _one_of("cluster.strategy", cluster.strategy, ("auto", "ddp", "zero2", "zero3", "fsdp2"))
     _one_of("cluster.accelerator", cluster.accelerator, ("cpu", "gpu"))
+    _check_tuning(run.tuning, cluster)
     world = cluster.devices * cluster.nodes
     if stage.batch_size % world:
         raise ValueError(
@@ -256,6 +318,33 @@ def check_run(run: Run) -> None:
             f"resume={run.resume} continues a run, parent={run.parent} starts a new one from its weights; "
             "give one of them"
         )
+
+
+def _check_tuning(tuning: Tuning, cluster: Cluster) -> None:
+    _one_of("tuning.method", tuning.method, ("full", "lora", "bias_norm"))
+    _one_of("tuning.quantize", tuning.quantize, ("none", "nf4", "int8"))
+    if tuning.frozen_dtype is not None:
+        _one_of("tuning.frozen_dtype", tuning.frozen_dtype, ("float32", "bfloat16"))
+    if tuning.quantize != "none" and cluster.strategy not in ("auto", "ddp"):
+        raise ValueError(
+            f"tuning.quantize={tuning.quantize} cannot be sharded by cluster.strategy={cluster.strategy}; "
+            "take auto or ddp, or tuning.quantize=none"
+        )
+    if tuning.method != "lora":
+        for name in ("rank", "alpha", "dropout", "targets", "beside"):
+            if getattr(tuning, name):
+                raise ValueError(
+                    f"tuning.{name}={getattr(tuning, name)} has no effect with tuning.method={tuning.method}; "
+                    "take tuning=lora, or leave it out"
+                )
+        return
+    _positive("tuning.rank", tuning.rank)
+    if tuning.alpha <= 0:
+        raise ValueError(f"tuning.alpha={tuning.alpha} must be positive; alpha equal to the rank is scale 1")
+    if not 0 <= tuning.dropout < 1:
+        raise ValueError(f"tuning.dropout={tuning.dropout} is a probability: give 0 <= value < 1")
+    if not tuning.targets:
+        raise ValueError("tuning.targets is empty, so no layer takes an adapter; name some, as [q_proj, v_proj]")
 
 
 def _positive(name: str, value: int) -> None:

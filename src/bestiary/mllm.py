@@ -10,7 +10,7 @@ Shape letters: B rows, T positions of a row, N images, R rows of one image, D wi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -59,7 +59,8 @@ class Likelihood:
 class MultimodalLM(nn.Module):
     """A decoder that reads rows of images and of visual prompts among its tokens.
 
-    vision: `forward(pixels: uint8[N, 3, S, S]) -> float[N, R, D]`; None for a text model.
+    vision: `forward(pixels: uint8[N, 3, S, S]) -> float[N, R, D]`; None for a text model. One with `num_marks` > 0
+        also answers `forward(pixels, marks: int64[M]) -> (float[N, R, D], float[M, D])`, see `Slot.MARK`.
     regions: `forward(regions: RegionRows) -> float[rows, D]` in the order of REGION positions; None without prompts.
     Both must take zero images (regions) and answer with zero rows: in training they are called for every batch.
     """
@@ -112,17 +113,18 @@ class MultimodalLM(nn.Module):
         temperature: float = 0.0,
         top_p: float = 1.0,
         stop: Sequence[Sequence[int]] = (),
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         batch_size: int = 64,
         reference_batching: bool = False,
+        ends: Callable[[list[int]], bool] | None = None,
     ) -> list[list[int]]:
         """New token ids of every prompt, in the order given, without the stop sequence that ended the answer.
 
         A prompt's answer does not depend on the others of the call, nor on `batch_size` (most prompts at a time): it
-        draws from a generator of its own, seeded by `seed`, its key and how often that key came before in the call.
-        An answer ends at a stop sequence (the end-of-sequence id is one), after `max_new_tokens`, or where the
-        decoder's positions end. reference_batching: shorter prompts may go on to the total length of the longest, as
-        in the published code.
+        draws from a generator of its own, seeded by `seed`, its key and how often that key came before in the call, or
+        by its own of several seeds and its key alone. An answer ends at a stop sequence (the end-of-sequence id is
+        one), where `ends` says so of its ids, after `max_new_tokens`, or where the decoder's positions end.
+        reference_batching: shorter prompts may go on to the total length of the longest, as in the published code.
         """
         sampling = Sampling(temperature, top_p)
         budgets = self._budgets(examples, max_new_tokens, reference_batching)
@@ -138,6 +140,7 @@ class MultimodalLM(nn.Module):
                     stop=stop,
                     sampling=sampling,
                     generators=[generators[i] for i in chosen],
+                    ends=ends,
                 )
                 for i, ids in zip(chosen, decoding.run(), strict=True):
                     outputs[i] = ids
@@ -211,22 +214,29 @@ class MultimodalLM(nn.Module):
     def _splice(self, batch: Batch, image_index: Tensor | None) -> Tensor:
         """`splice` where image i of the batch is `batch.pixels[image_index[i]]` (None: each its own)."""
         embeds = self.decoder.embed(batch.ids)
-        _place(embeds, batch.slots, Slot.IMAGE, self._image_rows(batch.pixels, image_index))
+        rows, mark_rows = self._image_rows(batch, image_index)
+        _place(embeds, batch.slots, Slot.IMAGE, rows)
+        _place(embeds, batch.slots, Slot.MARK, mark_rows)
         _place(embeds, batch.slots, Slot.REGION, self._region_rows(batch.regions))
         if self.training:
             self._touch(embeds)
         return embeds
 
-    def _image_rows(self, pixels: Tensor, image_index: Tensor | None) -> Tensor | None:
-        """Visual rows [N * R, D] of all images in one call; None without images outside training."""
+    def _image_rows(self, batch: Batch, image_index: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Visual rows [N * R, D] of all images in one call and those of all marks; None without images and training."""
+        pixels = batch.pixels
         if self.vision is None and len(pixels):
             raise ValueError(f"{len(pixels)} images given to a model without a vision part")
         if self.vision is None or not (len(pixels) or self.training):
-            return None
-        rows_NRD = self.vision(pixels)
+            return None, None
+        marks = None
+        if getattr(self.vision, "num_marks", 0):
+            rows_NRD, marks = self.vision(pixels, batch.ids[batch.slots == Slot.MARK])
+        else:
+            rows_NRD = self.vision(pixels)
         if image_index is not None:
             rows_NRD = rows_NRD.index_select(0, image_index)
-        return cast(Tensor, rows_NRD.flatten(0, 1))
+        return cast(Tensor, rows_NRD.flatten(0, 1)), marks
 
     def _region_rows(self, regions: RegionRows | None) -> Tensor | None:
         """Rows of all visual prompts; None without any outside training."""
@@ -272,6 +282,7 @@ class MultimodalLM(nn.Module):
         stop: Sequence[Sequence[int]],
         sampling: Sampling,
         generators: Sequence[torch.Generator],
+        ends: Callable[[list[int]], bool] | None = None,
     ) -> Decoding:
         """Prompts, shortest first, encoded and prefilled."""
         batch, image_index = side_by_side(examples, self.device)
@@ -283,6 +294,7 @@ class MultimodalLM(nn.Module):
             stop=stop,
             sampling=sampling,
             generators=generators,
+            ends=ends,
         )
 
     @contextmanager
@@ -322,8 +334,10 @@ def _targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return row * ids.shape[1] + column, batch.labels[row, column + 1], segment
 
 
-def _generators(examples: Sequence[Example], seed: int) -> list[torch.Generator]:
-    """One for each prompt, by its key and how often the key came before."""
+def _generators(examples: Sequence[Example], seed: int | Sequence[int]) -> list[torch.Generator]:
+    """One for each prompt, by its key and its own seed, or by its key and how often the key came before."""
+    if not isinstance(seed, int):
+        return [sequence_generator(own, example.key) for own, example in zip(seed, examples, strict=True)]
     seen: Counter[str] = Counter()
     generators = []
     for example in examples:

@@ -26,11 +26,15 @@ IMAGE_TAG = "<image>"
 
 
 class Slot(IntEnum):
-    """What a position of a row holds: a text token, a row of visual embeddings, or a row of prompt embeddings."""
+    """What a position of a row holds: a text token, a row of visual embeddings, a row of prompt embeddings, or a mark.
+
+    A mark is one of a few learned rows that stand around and between pictures; its id says which, from 0.
+    """
 
     TEXT = 0
     IMAGE = 1
     REGION = 2
+    MARK = 3
 
 
 class RegionKind(IntEnum):
@@ -113,11 +117,12 @@ class Lengths(NamedTuple):
 class Example:
     """What a variant's Processor makes of a Sample.
 
-    ids: int64[T] token ids; 0 where `slots` is not TEXT.
+    ids: int64[T] token ids; 0 where `slots` is IMAGE or REGION, the mark's number where it is MARK.
     labels: int64[T]: the id itself where the position is learned (NOT shifted), IGNORE elsewhere.
     slots: uint8[T] of Slot. The number of IMAGE positions equals the rows the vision part will return for `pixels`,
         the number of REGION positions the rows of the region encoder: the processor is the only author of both counts.
     pixels: uint8[N, 3, S, S] square canvases in RGB (N = 0 for text only); views are cut from them on the device.
+        A variant may have other channels (Ovis: RGB and what the picture covers) and several canvases a picture.
     regions: the prompt slots, or None without prompts.
     num_views: views the encoders will see, the second budget of the packer.
     loss_weight: factor on every token's loss, the source's `loss_weight`.
@@ -218,8 +223,11 @@ class Processor(Protocol):
     def __call__(self, sample: Sample, *, rng: np.random.Generator | None = None) -> Example:
         """A training example. `rng` drives augmentation (box jitter); None means none."""
 
-    def prompt(self, sample: Sample) -> Example:
-        """The sequence up to and including the open assistant turn after the last human turn; labels all IGNORE."""
+    def prompt(self, sample: Sample, *, answer_start: str = "") -> Example:
+        """The sequence up to and including the open assistant turn after the last human turn; labels all IGNORE.
+
+        answer_start: the answer's first words, which the model is to continue (" The answer is").
+        """
 
     def stop_sequences(self) -> list[list[int]]:
         """Token sequences that end an answer (the end-of-sequence id is one of them)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_modules import foreign_index
-from data_modules.index import DAMAGED, FOREIGN, Entry, Place, Records, index_bytes, shard_facts
+from data_modules.index import DAMAGED, FOREIGN, RECORD, WHERE, Entry, Place, Records, index_bytes, shard_facts
 from data_modules.records import DamagedSampleError, Reason, to_members
 from data_modules.shards import ShardSet, open_source
 from data_modules.ustar import END, member
@@ -22,6 +22,13 @@ def problem(shards: ShardSet, number: int) -> str:
     except DamagedSampleError as error:
         return error.problem
     return ""
+
+
+def test_what_reading_needs_of_a_record_is_what_its_place_says() -> None:
+    place = Place(*range(1000, 1007), 7, 8, 9, 10, 11, 12)
+    found = WHERE.unpack(RECORD.pack(*place))
+    assert WHERE.size == RECORD.size
+    assert found == (*place[:7], place.image, place.flags, place.key_size)
 
 
 def test_more_files_or_domains_than_an_index_can_count_are_damage(

@@ -204,7 +204,9 @@ def test_what_another_try_does_not_mend_fails_at_once(tmp_path: Path, deed: Deed
 
 
 @pytest.mark.parametrize("from_request", [0, 1])
-def test_a_server_without_ranges_is_read_whole_into_the_cache(tmp_path: Path, from_request: int) -> None:
+def test_a_server_without_ranges_is_read_whole_into_the_cache(
+    tmp_path: Path, from_request: int, caplog: pytest.LogCaptureFixture
+) -> None:
     def misbehave(ask: Any) -> Deed | None:
         if ask.number < from_request:
             return None
@@ -215,6 +217,7 @@ def test_a_server_without_ranges_is_read_whole_into_the_cache(tmp_path: Path, fr
         remote = store.folder(f"{server.url}/d")
         for start in (0, 40_000, 90_000):
             assert remote.span("a.tar", start, start + 5000) == DATA[start : start + 5000]
+        assert caplog.text.count("its server sends no ranges, so every file that is read comes whole") == 1
         assert store.counters.retries == 1
         assert server.asks[-1].range is None and len(server.asks) <= 4
         assert remote.read("source.json") == b"{}"

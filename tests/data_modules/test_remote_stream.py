@@ -90,6 +90,9 @@ def test_a_dropping_server_and_a_small_cache_give_the_local_stream(
     assert steps_of(remote, 5) == steps_of(local, 5)
     counters = store.counters
     assert counters.retries > 5 and counters.evictions > 5
+    told = remote.loader(range(4)).fetched()
+    assert told["retries"] == counters.retries and told["bytes_fetched"] == counters.bytes_fetched
+    assert local.loader(range(4)).fetched() == {}
     held = sum(path.stat().st_size for path in (tmp_path / "spans").glob("*.span"))
     assert held <= store._remote.limit
 
@@ -102,6 +105,10 @@ def test_workers_and_a_resume_with_a_cold_cache_give_the_local_stream(
     expected = steps_of(opened(root), 12)
     first = opened(dropping.url, storage(tmp_path / "first", root))
     assert steps_of(first, 12, workers=workers) == expected
+    loader = first.loader(range(12), num_workers=workers)
+    before = loader.fetched()["hits"]
+    next(iter(loader))
+    assert loader.fetched()["hits"] > before, "workers tell what they read"
     saved = first.fingerprint()
     states = states_after(expected[:6])
     again = opened(dropping.url, storage(tmp_path / "cold", root))

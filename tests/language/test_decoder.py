@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from bestiary.language.attention import PackedLayout, check_attention, resolve_attention
 from bestiary.language.decoder import Decoder, llama_config
+from bestiary.language.generation import RaggedCache
 
 SHARED: dict[str, Any] = {
     "vocab_size": 70,
@@ -187,13 +197,30 @@ def test_auto_attention_follows_device_and_dtype() -> None:
         resolve_attention("varlen", cpu, torch.bfloat16)
 
 
-def test_models_packed_attention_cannot_serve_are_refused() -> None:
-    positions = torch.arange(30)[None]
-    with pytest.raises(ValueError, match="soft cap"):
-        build(Gemma2Config(**SHARED))(torch.randn(1, 30, 32), positions)
-    narrow = Gemma3TextConfig(**SHARED, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
-    with pytest.raises(ValueError, match="sliding window"):
-        build(narrow)(torch.randn(1, 30, 32), positions)
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_soft_caps_and_sliding_windows_equal_transformers(name: str) -> None:
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "initializer_range": 0.5}
+    capped = Gemma2Config(**SHARED, **layers, sliding_window=6, attn_logit_softcapping=2.0)
+    config = capped if name == "gemma2" else Gemma3TextConfig(**SHARED, **layers, sliding_window=6)
+    theirs = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager").eval()
+    decoder = build(config).eval()
+    decoder.load_state_dict(theirs.state_dict())
+    ids = torch.randint(1, config.vocab_size, (1, 20), generator=torch.Generator().manual_seed(3))
+    expected = theirs(input_ids=ids, use_cache=False).logits
+    prompts = PackedLayout.from_spans([(0, 0, 11), (0, 11, 9)], (1, 20))
+    positions = torch.tensor([[*range(11), *range(9)]])
+    both = torch.cat([ids[:, :11], ids[:, :9]], dim=1)
+    cache = RaggedCache(prompts, 11)
+    hidden = decoder.run_packed(prompts.pack(decoder.embed(both)), prompts.pack(positions), prompts, cache)
+    halves = prompts.unpack(hidden)
+    assert (decoder.head(halves[:, :11]) - expected[:, :11]).abs().max() < 1e-4
+    assert (decoder.head(halves[:, 11:]) - expected[:, :9]).abs().max() < 1e-4
+    for step in range(9):  # the shorter prompt is the cache's first row
+        places = [9 + step, 11 + step]
+        cache.advance()
+        hidden = decoder.run_step(decoder.embed(ids[0, places][:, None]), torch.tensor(places)[:, None], cache)
+        assert (decoder.head(hidden)[:, 0] - expected[0, places]).abs().max() < 1e-4
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bestiary.variants.sphinx.published import FILE_NAME, read_published
+from bestiary.variants.sphinx.consolidated import FILE_NAME, read_published
 from tests.parity.cases import cases
 
 

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from bestiary.evaluation.boxes import grounding, mark_up
+from bestiary.evaluation.questions import Answered, Rule, question_of
+from bestiary.evaluation.referring import BoxOverlap
+from bestiary.evaluation.rules import Anls, ExactMatch, RelaxedAccuracy, VqaAccuracy
 from bestiary.evaluation.scorers import mean
 from bestiary.evaluation.short_answers import (
     anls,
@@ -18,6 +21,8 @@ from bestiary.evaluation.short_answers import (
     vqa_score,
     vqa_text,
 )
+from bestiary.evaluation.yes_no import Mme
+from bestiary.schema import Sample, Turn
 from tests.parity.cases import cases, has, read_json
 
 CASES = pytest.mark.parametrize("case", cases("sphinx", has("eval.json")))
@@ -99,3 +104,47 @@ def test_vqa_accuracy_and_its_normalisation_are_the_published_ones(case: Path) -
 def test_anls_is_the_published_one(case: Path) -> None:
     for entry in _entries(case, "anls"):
         assert anls(entry["answer"], entry["gts"]) == pytest.approx(entry["score"], abs=TOLERANCE), entry
+
+
+def _item(answer: str, picture: int = 0, **meta: Any) -> Answered:
+    """A benchmark's question with the published truth, and an answer to it."""
+    turns = (Turn("human", "?"), Turn("assistant", str(meta.get("gt_answers", ""))))
+    sample = Sample(f"k{picture}", "published", "natural", turns, meta=meta)
+    return Answered(question_of(sample, picture, category="dataset_name"), answer, None)
+
+
+@CASES
+def test_benchmark_rules_score_with_quirks_as_published(case: Path) -> None:
+    def value(rule: Rule, item: Answered) -> float:
+        [metric, *_] = rule.metrics([item], seed=0, quirks=True).values()
+        return metric.value
+
+    for entry in _entries(case, "exact_match"):
+        assert value(ExactMatch(), _item(entry["answer"], gt_answers=entry["annotation"])) == entry["score"]
+    for entry in _entries(case, "relaxed_correctness"):
+        assert value(RelaxedAccuracy(), _item(entry["prediction"], gt_answers=entry["target"])) == entry["correct"]
+    for entry in _entries(case, "vqa_score"):
+        if len(entry["gts"]) > 1:  # one truth alone has no published score: nobody else agrees
+            found = value(VqaAccuracy(), _item(entry["answer"], gt_answers=entry["gts"]))
+            assert found == pytest.approx(entry["acc"], abs=TOLERANCE)
+    for entry in _entries(case, "anls"):
+        found = value(Anls(), _item(entry["answer"], gt_answers=entry["gts"]))
+        assert found == pytest.approx(entry["score"], abs=TOLERANCE)
+    for entry in _entries(case, "rec"):
+        width, height = entry["w"], entry["h"]
+        box = [corner / (height if i % 2 else width) for i, corner in enumerate(entry["gt_box"])]
+        item = _item(entry["answer"], gt_box=box, question_id=f"height{height}_width{width}")
+        assert value(BoxOverlap(), item) == entry["correct@0.5"]
+
+
+@CASES
+def test_mme_as_a_benchmark_gives_the_published_task_score(case: Path) -> None:
+    for entry in _entries(case, "mme_metric"):
+        items = [
+            _item(label, picture=i // 2, gt_answers=truth.capitalize(), question_id=i, dataset_name="MME_count")
+            for i, (truth, label) in enumerate(zip(entry["gts"], entry["preds"], strict=True))
+        ]
+        metrics = Mme({"perception": ["MME_count"]}).metrics(items, seed=0, quirks=len(items) <= 10)
+        assert metrics["perception"].value == pytest.approx(entry["task_score"], abs=TOLERANCE)
+        assert metrics["accuracy"].value == pytest.approx(entry["acc"], abs=TOLERANCE)
+        assert metrics["accuracy_plus"].value == pytest.approx(entry["acc_plus"], abs=TOLERANCE)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from bestiary.variants.sphinx.consolidated import shard_dim
 from bestiary.variants.sphinx.model import build_sphinx
-from bestiary.variants.sphinx.published import shard_dim
 from bestiary.variants.sphinx.weights import manifest
 from tests.parity.cases import cases, read_json
 from tests.parity.paper_sizes import paper_vision

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from data_modules.text_rows import document_row, run_on_segments
 from tests.parity.cases import cases, has, read_json
 from tests.parity.sphinx_examples import tokenizer_of
+from tests.parity.text_rows import document_row, run_on_segments
 
 CASES = pytest.mark.parametrize("case", cases("sphinx", has("packing.json")))
 

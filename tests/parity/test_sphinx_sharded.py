@@ -12,8 +12,8 @@ from bestiary.language.decoder import Decoder, llama_config
 from bestiary.language.llama_names import to_decoder
 from bestiary.mllm import MultimodalLM
 from bestiary.variants.sphinx import weights
+from bestiary.variants.sphinx.consolidated import FILE_NAME, read_published, shard_dim
 from bestiary.variants.sphinx.model import build_sphinx
-from bestiary.variants.sphinx.published import FILE_NAME, read_published, shard_dim
 from tests.parity import test_sphinx_llama, test_sphinx_model
 from tests.parity.cases import cases, has, read_json
 from tests.parity.sphinx_examples import assert_close

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bestiary.cli import main
-from bestiary.variants.sphinx.published import FILE_NAME
+from bestiary.variants.sphinx.consolidated import FILE_NAME
 from tests.parity.cases import ROOT, cases
 from tests.weights.making import assert_same_folders
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bestiary.variants.sphinx.published import shard_dim
+from bestiary.variants.sphinx.consolidated import shard_dim
 from bestiary.variants.sphinx_v.model import build_sphinx_v
 from bestiary.variants.sphinx_v.weights import manifest
 from tests.parity.cases import cases, has, read_json

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bestiary.inference.pictures import box, point
+from bestiary.inference.session import PUBLISHED, Request, Session
 from bestiary.mllm import MultimodalLM
-from bestiary.schema import Batch, Example, Region, RegionKind, RegionRows, Sample, Turn
+from bestiary.schema import Batch, Example, RegionKind, RegionRows
 from bestiary.variants.sphinx.model import SphinxVision
 from bestiary.variants.sphinx_v import weights
 from bestiary.variants.sphinx_v.model import build_sphinx_v
@@ -277,25 +279,25 @@ def _data_folder(folder: Path, image: str) -> Path:
     return next(p for p in (named, *sorted(folder.parent.iterdir())) if (p / image).is_file())
 
 
-def _asked_sample(data: Path, asked: dict[str, Any]) -> Sample:
-    """A golden's picture, pixel prompts and conversation as a Sample; an open question has no answer yet."""
-    path = data / asked["image"]
-    width, height = Image.open(path).size
-    regions = []
-    for mark, (x, y, *size) in enumerate(asked["vps"], start=1):
-        corners = (x, y) if not size else (x, y, x + size[0], y + size[1])
-        fractions = tuple(float(v / (width, height)[n % 2]) for n, v in enumerate(corners))
-        regions.append(Region("box" if size else "point", fractions, mark))
-    turns = []
-    for question, answer in asked["qas"]:
-        turns.append(Turn("human", question))
-        turns += [Turn("assistant", answer)] if answer is not None else []
-    return Sample("asked", "golden", "golden", tuple(turns), (path.read_bytes(),), tuple(regions))
+def _asked(data: Path, asked: dict[str, Any]) -> Request:
+    """A golden's picture, pixel prompts (x, y or x, y, width, height) and conversation as a caller has them."""
+    marks = [
+        point(x, y) if not size else box(x, y, x + size[0], y + size[1]) for x, y, *size in map(tuple, asked["vps"])
+    ]
+    *history, (question, _) = (tuple(pair) for pair in asked["qas"])
+    return Request(question, Image.open(data / asked["image"]), marks, "pixels", history)
+
+
+class IdsProcessor(SphinxVProcessor):
+    """Answers are told as token ids: several ids may have one text."""
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
 
 
 def test_answers_from_picture_and_pixel_prompts_equal_the_goldens(case: Case) -> None:
     golden, fixed = read_json(case.folder / "generate_response.json"), case.config["fixed"]
-    processor = SphinxVProcessor(
+    processor = IdsProcessor(
         tokenizer=str(next(case.folder.glob("*.model"))),
         canvas_px=fixed["image_size"],
         image_rows=case.vision.image_rows,
@@ -305,17 +307,19 @@ def test_answers_from_picture_and_pixel_prompts_equal_the_goldens(case: Case) ->
         reference_quirks=True,
         exact_pil=True,
     )
-    samples = [_asked_sample(_data_folder(case.folder, asked["image"]), asked) for asked in golden["cases"]]
-    answers = case.model.generate(
-        [processor.prompt(sample) for sample in samples],
-        max_new_tokens=max(asked["max_gen_len"] for asked in golden["cases"]),
-        stop=processor.stop_sequences(),
-    )
-    for asked, ids in zip(golden["cases"], answers, strict=True):
-        sure = next((n for n, margin in enumerate(asked["step_margins"]) if margin < 0.02), len(asked["token_ids"]))
-        assert ids[:sure] == asked["token_ids"][:sure]
-        if sure == len(asked["token_ids"]):
-            assert processor.decode(ids) == asked["response"]
+    session, compared = Session(case.model, processor), 0
+    for asked in golden["cases"]:
+        # The README's rule: ids count up to the first step whose two best logits are closer than 0.02.
+        ids = asked["token_ids"]
+        sure = next((n for n, margin in enumerate(asked["step_margins"]) if margin < 0.02), len(ids))
+        if sure == 0:
+            continue
+        settings = replace(PUBLISHED, temperature=asked["temperature"], max_new_tokens=min(sure, asked["max_gen_len"]))
+        [answer] = session.respond_all([_asked(_data_folder(case.folder, asked["image"]), asked)], settings=settings)
+        assert answer == " ".join(map(str, ids[:sure]))
+        assert sure < len(ids) or processor.tokenizer.decode(ids).strip() == asked["response"]
+        compared += 1
+    assert compared
 
 
 def test_sane_reading_gives_every_row_its_own_kind_and_counts_the_corner(case: Case) -> None:

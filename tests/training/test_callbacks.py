@@ -37,6 +37,20 @@ def test_every_step_has_a_line_with_all_that_is_promised(tmp_path: Path) -> None
     assert sum(last["mix_tokens"].values()) == pytest.approx(1, abs=1e-5)
 
 
+class Remote(TinyData):
+    """A stream that fetches."""
+
+    def fetched(self) -> dict[str, int]:
+        return {"hits": 2, "retries": 1}
+
+
+def test_what_remote_data_cost_stands_in_every_line_and_only_there(tmp_path: Path) -> None:
+    train(tmp_path / "remote", stage=tiny_stage(max_steps=2), data=Remote())
+    assert [r["remote"] for r in RunDir(tmp_path / "remote").metrics.read()] == 2 * [{"hits": 2, "retries": 1}]
+    train(tmp_path / "local", stage=tiny_stage(max_steps=1))
+    assert "remote" not in RunDir(tmp_path / "local").metrics.read()[0]
+
+
 def test_the_flight_recorder_names_every_sample_of_every_step(tmp_path: Path) -> None:
     train(tmp_path)
     records = RunDir(tmp_path).samples.read()

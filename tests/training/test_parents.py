@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bestiary.training.parents import export_weights, load_parent
+from bestiary.training.parents import export_weights, load_first_weights, load_parent
 from tests.training.tiny import tiny_model, tiny_stage, train
 
 IDENTITY = {"tokenizer_sha256": "aaa"}
@@ -94,3 +94,52 @@ def test_a_file_that_does_not_say_its_stage_is_taken_with_a_warning(
     save_file(tiny_model().state_dict(), tmp_path / "bare.safetensors")
     load_parent(tiny_model(), tmp_path / "bare.safetensors", stage=CHILD, identity=IDENTITY)
     assert "does not say which stage" in caplog.text
+
+
+GROWN = tiny_stage(name="child", parents=["tiny"], parent_may_lack=["head.*"])
+
+
+def test_a_parent_of_another_model_may_lack_what_the_stage_names(tmp_path: Path) -> None:
+    source, model = tiny_model(seed=1), tiny_model(seed=2)
+    save_file(_without(source, "head."), tmp_path / "w.safetensors", metadata={"stage": "tiny"})
+    with pytest.raises(ValueError, match=r"lacks 2 of the model's tensors \(head"):
+        load_parent(model, tmp_path / "w.safetensors", stage=CHILD, identity={})
+    drawn = model.head.weight.clone()
+    load_parent(model, tmp_path / "w.safetensors", stage=GROWN, identity={})
+    assert torch.equal(model.head.weight, drawn) and torch.equal(model.norm.weight, source.norm.weight)
+    with pytest.raises(ValueError, match="parent_may_lack: glob 'haed"):
+        odd = tiny_stage(name="child", parents=["tiny"], parent_may_lack=["haed.*"])
+        load_parent(model, tmp_path / "w.safetensors", stage=odd, identity={})
+
+
+def test_a_parent_that_holds_a_part_of_what_it_may_lack_is_refused(tmp_path: Path) -> None:
+    save_file(_without(tiny_model(), "head.bias"), tmp_path / "w.safetensors", metadata={"stage": "tiny"})
+    with pytest.raises(ValueError, match=r"lacks 1 of the model's tensors \(head.bias"):
+        load_parent(tiny_model(), tmp_path / "w.safetensors", stage=GROWN, identity={})
+
+
+def test_what_a_parent_lacks_comes_from_first_weights_alone(tmp_path: Path) -> None:
+    source, other, model = tiny_model(seed=1), tiny_model(seed=3), tiny_model(seed=2)
+    save_file(_without(source, "head."), tmp_path / "w.safetensors", metadata={"stage": "tiny"})
+    save_file(other.state_dict() | {"regions.x": torch.zeros(2)}, tmp_path / "first.safetensors")
+    save_file({"norm.weight": torch.zeros(3)}, tmp_path / "of_no_use.safetensors")
+    files = [str(tmp_path / "of_no_use.safetensors"), str(tmp_path / "first.safetensors")]
+    load_parent(model, tmp_path / "w.safetensors", stage=GROWN, identity={}, weights=files, unused=["regions.*"])
+    assert torch.equal(model.head.weight, other.head.weight) and torch.equal(model.norm.weight, source.norm.weight)
+    before = model.head.weight.clone()
+    with pytest.raises(ValueError, match=r"lacks 2 tensors \(head.bias ...\), .* nowhere does not exist; .*=\[\]"):
+        load_parent(model, tmp_path / "w.safetensors", stage=GROWN, identity={}, weights=["nowhere"])
+    assert torch.equal(model.head.weight, before)
+
+
+def test_first_weights_may_hold_unused_names_only_where_they_are_named(tmp_path: Path) -> None:
+    save_file({"regions.x": torch.zeros(2), "norm.bias": torch.ones(8)}, tmp_path / "first.safetensors")
+    files, model = [str(tmp_path / "first.safetensors")], tiny_model()
+    with pytest.raises(ValueError, match=r"holds 1 that the model has not \(regions.x"):
+        load_first_weights(model, files, {})
+    assert load_first_weights(model, files, {}, unused=["regions.*"]) == {"norm.bias"}
+    assert torch.equal(model.norm.bias, torch.ones(8))
+
+
+def _without(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(prefix)}

@@ -87,11 +87,13 @@ def test_another_stage_is_refused(tmp_path: Path) -> None:
 
 
 def test_changed_settings_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    open_run(tmp_path, resume=False, stage="s", config="", resolved="stage: {lr: 1, x: 2}\ncluster: {devices: 1}\n")[
-        0
-    ].unlock()
-    open_run(tmp_path, resume=True, stage="s", config="", resolved="stage: {lr: 3, x: 2}\ncluster: {devices: 2}\n")
-    assert "stage.lr was 1 and is now 3" in caplog.text and "devices" not in caplog.text
+    before = "stage: {lr: 1, x: 2, checkpoint_every: 0}\ncluster: {devices: 1}\n"
+    open_run(tmp_path, resume=False, stage="s", config="a: 1\n", resolved=before)[0].unlock()
+    after = "stage: {lr: 3, x: 2, checkpoint_every: 5}\ncluster: {devices: 2}\n"
+    open_run(tmp_path, resume=True, stage="s", config="a: 2\n", resolved=after)
+    assert "stage.lr was 1 and is now 3" in caplog.text
+    assert "devices" not in caplog.text and "checkpoint_every" not in caplog.text
+    assert (tmp_path / "config.yaml").read_text() == "a: 2\n"
 
 
 def test_auto_takes_the_unfinished_run_that_was_alive_last(tmp_path: Path) -> None:

@@ -142,6 +142,9 @@ class TinyData(lightning.LightningDataModule):
         (self.first,) = {int(state) for state in states.values()}
         return self.first
 
+    def fetched(self) -> dict[str, int]:
+        return {}
+
     def losses(self, states: Sequence[bytes]) -> list[str]:
         return []
 

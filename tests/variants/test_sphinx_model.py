@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from bestiary.mllm import MultimodalLM
+from bestiary.variants.sphinx.consolidated import shard_dim
 from bestiary.variants.sphinx.model import SphinxVision, build_sphinx
-from bestiary.variants.sphinx.published import shard_dim
 from bestiary.variants.sphinx.weights import (
     load_published,
     load_reference,
@@ -236,10 +236,10 @@ def test_damaged_published_folders_are_refused_with_a_reason(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="not a whole checkpoint"):
         load_published(ours, tmp_path)
     second.unlink()
-    with pytest.raises(ValueError, match="not all of one set"):
+    with pytest.raises(ValueError, match=r"missing .*of one set"):
         load_published(ours, tmp_path)
     torch.save({"optimizer": {}}, first.with_name("consolidated.01-of-02.model.pth"))
-    with pytest.raises(ValueError, match="no 'model' of tensors"):
+    with pytest.raises(ValueError, match="holds no tensors by name"):
         load_published(ours, tmp_path)
     torch.save({"model": {"llma.norm.weight": Path("x")}}, second)
     with pytest.raises(ValueError, match="not a whole checkpoint"):

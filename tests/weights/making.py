@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bestiary.variants.sphinx import weights as sphinx_weights
-from bestiary.variants.sphinx.consolidated import Layout, file_name, save_shard, shard_of
+from bestiary.variants.sphinx.consolidated import Format, file_name, save_shard, shard_of
 from bestiary.variants.sphinx.model import build_sphinx
 from bestiary.variants.sphinx_v import weights as sphinx_v_weights
 from bestiary.variants.sphinx_v.model import build_sphinx_v
@@ -68,7 +68,7 @@ def config(state: Mapping[str, torch.Tensor], heads: int = 4) -> dict[str, Any]:
 
 
 def publish(
-    folder: Path, state: State, *, shards: int = 2, layout: Layout = "consolidated", llama_type: str | None = None
+    folder: Path, state: State, *, shards: int = 2, layout: Format = "consolidated", llama_type: str | None = None
 ) -> Path:
     """Write the folder: shards, config.json (params.json in Meta's) and meta.json if a type is given."""
     folder.mkdir(parents=True, exist_ok=True)

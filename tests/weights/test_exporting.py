@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from bestiary.config import Stage
 from bestiary.training.parents import export_weights as save_run
+from bestiary.training.parents import load_parent
 from bestiary.variants.sphinx.model import build_sphinx
+from bestiary.variants.sphinx_v.model import build_sphinx_v
+from bestiary.variants.sphinx_v.weights import load_published
 from bestiary.weights.exporting import export_weights
 from bestiary.weights.importing import Asked, import_weights
 from tests.variants.sphinx_tiny import DECODER
@@ -73,6 +78,62 @@ def test_trained_weights_go_back_in_the_published_dtype_with_what_they_left_out(
     assert list(back) == list(state) and {tensor.dtype for tensor in back.values()} == {torch.bfloat16}
     assert bool((back["llma.output.weight"] == 0.5).all())
     assert torch.equal(back["llma.clip.visual.conv1.weight"], state["llma.clip.visual.conv1.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_base_and_difference_are_the_trained_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = {name: tensor.to(dtype) for name, tensor in making.llama().items()}
+    base = making.publish(tmp_path / "in", state)
+    import_weights([base], tmp_path / "base", Asked())
+    trained = {name: tensor.clone() for name, tensor in load_file(tmp_path / "base" / "model.safetensors").items()}
+    generator = torch.Generator().manual_seed(1)
+    for name in ("decoder.lm_head.weight", "decoder.model.layers.0.self_attn.q_proj.weight"):
+        trained[name] += (0.01 * torch.randn(trained[name].shape, generator=generator)).to(dtype)
+    save_file(trained, tmp_path / "run.safetensors")
+    counts = {}
+    for delta_dtype in (torch.float32, torch.float16):
+        out = tmp_path / str(delta_dtype)
+        done = export_weights(tmp_path / "run.safetensors", out, delta_from=tmp_path / "base", delta_dtype=delta_dtype)
+        assert done.files == ("consolidated.00-of-02.model-diff.pth", "consolidated.01-of-02.model-diff.pth")
+        assert done.num_tensors == 2 and done.difference is not None
+        import_weights([base, out], tmp_path / f"{out.name}.back", Asked())
+        back = load_file(tmp_path / f"{out.name}.back" / "model.safetensors")
+        off = sum(int((back[name] != tensor).sum()) for name, tensor in trained.items())
+        worst = max(float((back[name].double() - tensor.double()).abs().max()) for name, tensor in trained.items())
+        assert (off, worst) == (done.difference.num_inexact, pytest.approx(done.difference.largest))
+        counts[delta_dtype] = off
+    assert counts[torch.float32] <= 2  # of 1056 values
+    assert counts[torch.float16] > 100 if dtype == torch.float32 else counts[torch.float16] < 100
+
+
+def test_a_difference_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    import_weights([making.publish(tmp_path / "in", making.llama())], tmp_path / "base", Asked())
+    with pytest.raises(ValueError, match="no tensor differs from the base"):
+        export_weights(tmp_path / "base", tmp_path / "out", delta_from=tmp_path / "base")
+    with pytest.raises(ValueError, match="--delta-from"):
+        export_weights(tmp_path / "base", tmp_path / "out", layout="delta")
+    with pytest.raises(ValueError, match="--layout meta has no files of differences"):
+        export_weights(tmp_path / "base", tmp_path / "out", layout="meta", delta_from=tmp_path / "base")
+    with pytest.raises(ValueError, match="--layout gguf is none of consolidated, delta, meta"):
+        export_weights(tmp_path / "base", tmp_path / "out", layout="gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "in"]
+
+
+@SLOW
+def test_sphinx_v_grows_from_a_sphinx_and_goes_back_with_its_prompt_parts(tmp_path: Path) -> None:
+    folder = making.publish(tmp_path / "in", making.sphinx(), llama_type="llama_ens5")
+    import_weights([folder], tmp_path / "base", Asked(may_lack=("regions.*",)))
+    model = build_sphinx_v(vision=making.WITH_TEXT, decoder=DECODER, prompt_dim=8)
+    grown = build_sphinx_v(vision=making.WITH_TEXT, decoder=DECODER, prompt_dim=8)
+    absent = load_parent(model, tmp_path / "base", stage=Stage(name="v", parents=["any"]), identity={}).absent
+    assert absent == {name for name in model.state_dict() if name.startswith("regions.")}
+    load_published(grown, folder, may_lack=["regions.*"])
+    kept = [name for name in model.state_dict() if name not in absent]
+    assert all(torch.equal(model.state_dict()[name], grown.state_dict()[name]) for name in kept)
+    save_run(model, tmp_path / "run.safetensors", stage="v", identity={})
+    export_weights(tmp_path / "run.safetensors", tmp_path / "back", like=tmp_path / "base")
+    load_published(grown, tmp_path / "back")
+    assert all(torch.equal(grown.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_what_cannot_be_exported_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from bestiary.training.assembly import load_first_weights
 from bestiary.training.parents import load_parent
 from bestiary.variants.sphinx import weights as sphinx_weights
 from bestiary.variants.sphinx.model import build_sphinx
-from bestiary.weights.folder import TensorFile
+from bestiary.variants.tensor_file import TensorFile
 from bestiary.weights.importing import Asked, import_weights
 from tests.variants.sphinx_tiny import DECODER
 from tests.weights import making

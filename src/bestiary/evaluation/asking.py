@@ -1,11 +1,11 @@
-"""Asks a model about samples: which samples, which question, in batches, greedily."""
+"""Asks a model about samples: which samples, which question, in batches, greedily or as a published evaluation did."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,38 @@ from bestiary.schema import Processor, Sample, SampleError
 
 if TYPE_CHECKING:
     from bestiary.mllm import MultimodalLM
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How an answer is drawn.
+
+    temperature 0: greedy. cut_at: where the answer's text ends, besides the processor's own stop sequences.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    cut_at: str = ""
+
+    def cut(self, text: str) -> str:
+        """The answer without what follows `cut_at`."""
+        return text.split(self.cut_at)[0].strip() if self.cut_at else text
+
+
+GREEDY = Decoding()
+DECODINGS = {
+    "greedy": GREEDY,
+    # Of SPHINX's published evaluation: LLaMA2-Accessory @ 3777c43, accessory/eval_mm/evaluate.py.
+    "reference": Decoding(temperature=0.1, top_p=0.75, seed=1, cut_at="###"),
+}
+
+
+def decoding_named(name: str) -> Decoding:
+    """A named way of drawing answers; ValueError with the known names."""
+    if name not in DECODINGS:
+        raise ValueError(f"decoding={name!r} is unknown; choose one of {', '.join(DECODINGS)}")
+    return DECODINGS[name]
 
 
 def first_exchange(sample: Sample) -> tuple[str, str]:
@@ -49,17 +81,36 @@ def answers(
     *,
     batch_size: int,
     max_new_tokens: int,
+    decoding: Decoding = GREEDY,
+    answer_start: str = "",
 ) -> list[str]:
-    """The greedy answer to each sample's first question, in order of the samples."""
+    """The answer to each sample's first question, in order of the samples.
+
+    answer_start: the answer's first words, which the model goes on from; they are not part of what is returned.
+    """
     stop = processor.stop_sequences()
+    start_words = {"answer_start": answer_start} if answer_start else {}
     texts: list[str] = []
     with _evaluating(model):
         for start in range(0, len(samples), batch_size):
-            examples = [processor.prompt(only_question(s)) for s in samples[start : start + batch_size]]
-            ids = model.generate(examples, max_new_tokens=max_new_tokens, temperature=0.0, stop=stop)
+            asked = samples[start : start + batch_size]
+            examples = [processor.prompt(only_question(sample), **start_words) for sample in asked]
+            ids = model.generate(
+                examples,
+                max_new_tokens=max_new_tokens,
+                temperature=decoding.temperature,
+                top_p=decoding.top_p,
+                stop=stop,
+                seed=decoding.seed,
+            )
             assert len(ids) == len(examples), f"{len(ids)} answers to {len(examples)} prompts from generate()"
-            texts += [processor.decode(answer) for answer in ids]
+            texts += [decoding.cut(processor.decode(answer)) for answer in ids]
     return texts
+
+
+def by_length(samples: Sequence[Sample]) -> list[int]:
+    """Places of the samples, those of like length together: text before pictures, then by the question's letters."""
+    return sorted(range(len(samples)), key=lambda i: (len(samples[i].images), len(samples[i].turns[0].text), i))
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""The shuffled-prompt control: every picture is asked about another picture's regions, the truth stays.
+"""Controls: what a model scores without what it is scored for; the truth stays.
 
-A model that ignores its prompts and names some object of the picture scores the same with both; only what the control
-does not reach was read off the prompts.
+Shuffled prompts: every picture is asked about another picture's regions. A model that ignores its prompts and names
+some object of the picture scores the same with both; only what the control does not reach was read off the prompts.
+Other pictures: every question is asked about another picture. What is guessed from the question alone stays.
 """
 
 from __future__ import annotations
@@ -34,6 +35,27 @@ def shuffled(samples: Sequence[Sample], *, seed: int) -> list[Sample]:
     if left := [i for i in order if i not in donors]:  # one odd sample out: it borrows, nobody borrows from it
         donors[left[0]] = next(i for i in order if i != left[0])
     return [replace(sample, regions=_adapt(sample, samples[donors[i]])) for i, sample in enumerate(samples)]
+
+
+def other_pictures(pictures: Sequence[int | None], domains: Sequence[str], *, seed: int) -> list[int | None]:
+    """For every question the place of one about another picture, of the same domain where there are two such.
+
+    pictures: the number of each question's picture, None without one; such a question has no control, nor has any
+    where there is but one picture. Questions about one picture get one other picture. Pure in its arguments.
+    """
+    first: dict[int, int] = {}  # picture -> its first question
+    for place, picture in enumerate(pictures):
+        if picture is not None:
+            first.setdefault(picture, place)
+    order = np.random.default_rng(seed).permutation(list(first)).tolist() if first else []
+    donors: dict[int, int] = {}
+    for domain in dict.fromkeys(domains):
+        group = [picture for picture in order if domains[first[picture]] == domain]
+        if len(group) > 1:
+            donors.update(zip(group, group[1:] + group[:1], strict=True))
+    for alone in (picture for picture in order if picture not in donors and len(order) > 1):
+        donors[alone] = next(picture for picture in order if picture != alone)
+    return [None if picture not in donors else first[donors[picture]] for picture in pictures]
 
 
 def _groups(samples: Sequence[Sample], waiting: Sequence[int], level: int) -> list[list[int]]:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from bestiary.evaluation.report import MarkResult
 from bestiary.schema import Region, Sample, SampleError
+from bestiary.vision.geometry import Box
 from bestiary.vision.image import decode_rgb
 
 Colour = tuple[int, int, int]
@@ -33,6 +34,7 @@ INK: Colour = (32, 34, 38)
 FAINT: Colour = (112, 116, 124)
 RIGHT: Colour = (20, 118, 52)
 WRONG: Colour = (190, 30, 34)
+ANSWER: Colour = (31, 97, 190)
 PAPER: Colour = (255, 255, 255)
 GAP: Colour = (236, 238, 241)
 
@@ -74,16 +76,24 @@ def open_picture(sample: Sample) -> Image.Image:
 
 def draw_marks(picture: Image.Image, regions: Sequence[Region]) -> Image.Image:
     """A copy with every region drawn in its own colour under its number; small pictures are enlarged first."""
-    factor = max(1.0, MARKED_PX / max(picture.size))
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    canvas = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC) if factor > 1 else picture.convert("RGB")
-    canvas = canvas.copy()
+    canvas = _enlarged(picture)
     unit = max(canvas.size) / 100
     draw = ImageDraw.Draw(canvas)
     for region in regions:
         _draw_shape(draw, region, canvas.size, unit)
     for region in regions:  # numbers last: no shape covers them
         _draw_number(draw, region, canvas.size, unit)
+    return canvas
+
+
+def draw_boxes(picture: Image.Image, *, truth: Box | None, answer: Box | None) -> Image.Image:
+    """A copy with the true box and the answered one, each named; fractions of the picture, cut at its border."""
+    canvas = _enlarged(picture)
+    unit = max(canvas.size) / 100
+    draw = ImageDraw.Draw(canvas)
+    for name, box, colour in (("truth", truth, RIGHT), ("answer", answer, ANSWER)):
+        if box is not None:
+            _draw_named_box(draw, name, box, colour, canvas.size, unit)
     return canvas
 
 
@@ -123,6 +133,33 @@ def to_png(picture: Image.Image) -> bytes:
 def colour_of(mark: int) -> Colour:
     """The colour a mark has in the picture and in the text below it."""
     return MARK_COLOURS[(mark - 1) % len(MARK_COLOURS)]
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    """A copy in RGB, small pictures enlarged so that what is drawn on them stays sharp."""
+    factor = max(1.0, MARKED_PX / max(picture.size))
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    canvas = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC) if factor > 1 else picture.convert("RGB")
+    return canvas.copy()
+
+
+def _draw_named_box(
+    draw: ImageDraw.ImageDraw, name: str, box: Box, colour: Colour, size: tuple[int, int], unit: float
+) -> None:
+    """The box, and its name: the truth's above its first corner, the answer's below its last one."""
+    places = [min(max(c, 0.0), 1.0) * (size[i % 2] - 1) for i, c in enumerate(box)]
+    x0, x1 = sorted(places[0::2])
+    y0, y1 = sorted(places[1::2])
+    thick = max(2, round(0.6 * unit))
+    draw.rectangle((x0, y0, x1, y1), outline=PAPER, width=thick + 2)
+    draw.rectangle((x0 + 1, y0 + 1, max(x0 + 1, x1 - 1), max(y0 + 1, y1 - 1)), outline=colour, width=thick)
+    font = _font(3.4 * unit)
+    width, height = font.getlength(name) + unit, 4 * unit
+    is_truth = name == "truth"
+    left = min(x0, size[0] - width) if is_truth else max(0.0, x1 - width)
+    top = max(0.0, y0 - height) if is_truth else min(y1, size[1] - height)
+    draw.rectangle((left, top, left + width, top + height), fill=colour)
+    draw.text((left + unit / 2, top + height / 2), name, fill=PAPER, font=font, anchor="lm")
 
 
 def _draw_shape(draw: ImageDraw.ImageDraw, region: Region, size: tuple[int, int], unit: float) -> None:

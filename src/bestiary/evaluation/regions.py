@@ -79,6 +79,9 @@ class Item:
 class RegionsBenchmark:
     """Label accuracy, OCR accuracy and semantic IoU (and similarity) per domain, kind of prompt and number of marks."""
 
+    sources: tuple[str, ...] = ()
+    """All: it asks about every held-out sample with regions."""
+
     def __init__(
         self,
         *,

@@ -15,7 +15,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bestiary.evaluation.statistics import Interval, bootstrap, paired_bootstrap
+from bestiary.evaluation.statistics import (
+    Interval,
+    Strata,
+    Totals,
+    bootstrap,
+    paired_bootstrap,
+    ratio_bootstrap,
+    total_bootstrap,
+)
 
 GROUPS = ("domain", "kind", "task", "marks")
 """What a metric is broken down by: `by_domain` ... in report.json. `marks` is the number of regions of the picture."""
@@ -102,14 +110,14 @@ class Prediction:
 class Report:
     """Everything a benchmark found out.
 
-    counts: what was asked, scored and left out. notes: what a reader must know. settings: the benchmark's arguments.
-    panel: the PNG beside the report, or None. table_rows: its contents for a logger's table, the marked picture (PIL)
-    first; table_columns: their names.
+    predictions: dataclasses, one a line of predictions.jsonl. counts: what was asked, scored and left out. notes: what
+    a reader must know. settings: the benchmark's arguments. panel: the PNG beside the report, or None.
+    table_rows: its contents for a logger's table, the marked picture (PIL) first; table_columns: their names.
     """
 
     benchmark: str
     metrics: dict[str, Metric]
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[Any, ...]
     counts: dict[str, int]
     notes: tuple[str, ...]
     settings: dict[str, Any]
@@ -154,7 +162,7 @@ class Report:
         rows = [("", "score", "95 %", "control", "n")]
         for name, metric in self.metrics.items():
             rows.append(_table_row(name, metric))
-            for group in ("domain", "kind"):
+            for group in ("domain", "kind", "category"):
                 rows += [_table_row(f"  {value}", part) for value, part in metric.by.get(group, {}).items()]
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = [
@@ -164,17 +172,46 @@ class Report:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def metric_of(scores: Sequence[Score], *, seed: int) -> Metric:
-    """The mean over all scores and over every group that occurs."""
+def metric_of(scores: Sequence[Score], *, seed: int, groups: Sequence[str] = GROUPS) -> Metric:
+    """The mean over all scores and over every value of every group."""
     metric = _plain_metric(scores, seed)
     parts: dict[str, dict[str, Metric]] = {}
-    for group in GROUPS:
+    for group in groups:
         split: dict[str, list[Score]] = defaultdict(list)
         for score in scores:
             if group in score.groups:
                 split[score.groups[group]].append(score)
         parts[group] = {value: _plain_metric(split[value], seed) for value in sorted(split, key=_natural)}
     return replace(metric, by=parts)
+
+
+def ratio_metric(ours: Totals, theirs: Totals | None, *, seed: int) -> Metric:
+    """A ratio of sums whose denominator the answers decide, as a precision: 0 where it is empty.
+
+    ours, theirs: numerator and denominator by picture, of the answers and of their control. n: the denominator.
+    """
+    value, control = _ratio(ours), None if theirs is None else _ratio(theirs)
+    if len(ours[1]) < MIN_PICTURES or not sum(ours[1]) or (theirs is not None and not sum(theirs[1])):
+        return Metric(value, round(sum(ours[1])), control, None, None, None)
+    if theirs is None:
+        return Metric(value, round(sum(ours[1])), None, bootstrap(*ours, seed=seed), None, None)
+    return Metric(value, round(sum(ours[1])), control, *ratio_bootstrap(ours, theirs, seed=seed))
+
+
+def total_metric(ours: Strata, theirs: Strata | None, *, seed: int) -> Metric:
+    """The sum of the means of several groups of pictures, as MME's total. n: the pictures."""
+
+    def total(strata: Strata) -> float:
+        return math.fsum(math.fsum(values) / len(values) for values in strata)
+
+    num_pictures, control = sum(map(len, ours)), None if theirs is None else total(theirs)
+    if num_pictures < MIN_PICTURES:
+        return Metric(total(ours), num_pictures, control, None, None, None)
+    return Metric(total(ours), num_pictures, control, *total_bootstrap(ours, theirs, seed=seed))
+
+
+def _ratio(totals: Totals) -> float:
+    return math.fsum(totals[0]) / under if (under := math.fsum(totals[1])) else 0.0
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,99 +1,299 @@
-"""A conversation with a model about a picture and its marked regions.
+"""Conversations with a model about a picture and its marked regions.
 
-The caller's pictures, regions and turns are read, never changed.
+    session = Session.from_run("runs/mine")
+    session.respond("cat.jpg", "What is <Mark 1>?", [point(312, 200)], frame="pixels")
+
+The caller's pictures, regions and turns are read, never changed. An answer depends on its request, the settings and
+the seed alone: not on the others of its batch, nor on whether it is streamed.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from PIL import Image
+import torch
 
-from bestiary.schema import Processor, Region, Sample, Turn
+from bestiary.inference.pictures import Frame, Mark, Picture, encoded, regions_of
+from bestiary.inference.streaming import cut_at, pieces
+from bestiary.mllm import MultimodalLM
+from bestiary.saved_run import Pieces, load_named, load_saved_run
+from bestiary.schema import Example, Processor, Region, Sample, SampleError, SampleTooLongError, Turn
 
-if TYPE_CHECKING:
-    from bestiary.mllm import MultimodalLM
+Exchange = tuple[str, str]
+"""A question and its answer."""
 
-QuestionAnswer = tuple[str, str | None]
-"""A question and its answer; None marks the question to answer now."""
+_KEY = "session"
+"""Of every sample: what is drawn depends on the key, and must not on the place in a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How answers are made.
+
+    temperature: 0 takes the most probable token. top_p: see `generation.Sampling`. stop: texts that end an answer,
+    beside the model's own end; the answer is what stands before them. seed: of what is drawn above temperature 0.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str) or not all(text.strip() for text in self.stop):
+            raise ValueError(f"stop={self.stop!r}: give a tuple of texts that are more than white space")
+
+
+PUBLISHED = Settings(max_new_tokens=512, temperature=0.1, top_p=0.5, seed=0)
+"""Of SPHINX's and SPHINX-V's `generate_response` (LLaMA2-Accessory SPHINX/sphinx.py @ 3777c43)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question of a batch.
+
+    regions, frame: marks with the frame of their coordinates, or regions (fractions), see `pictures.regions_of`.
+    history: the exchanges before it. seed: None takes the settings'.
+    """
+
+    question: str
+    image: Picture | None = None
+    regions: Sequence[Mark | Region] = ()
+    frame: Frame | None = None
+    history: Sequence[Exchange] = ()
+    seed: int | None = None
 
 
 class Session:
-    """Answers questions with a model and the processor that was made for it."""
+    """Answers questions with a model and the processor that was made for it.
 
-    def __init__(self, model: MultimodalLM, processor: Processor) -> None:
-        self._model = model
-        self._processor = processor
+    settings: taken where a call gives none.
+    """
+
+    def __init__(self, model: MultimodalLM, processor: Processor, *, settings: Settings = Settings()) -> None:
+        self.model = model
+        self.processor = processor
+        self.settings = settings
+
+    @classmethod
+    def from_run(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        settings: Settings = Settings(),
+    ) -> Session:
+        """The newest complete checkpoint of a run directory; dtype of all weights, None keeps the checkpoint's."""
+        found = load_saved_run(Path(path), device=device, dtype=dtype, whole_context=True)
+        return cls._of(found, settings)
+
+    @classmethod
+    def from_weights(
+        cls,
+        path: str | Path,
+        *,
+        model: str | Path,
+        scale: str = "paper",
+        overrides: Sequence[str] = (),
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        settings: Settings = Settings(),
+    ) -> Session:
+        """Weights that come without a run.
+
+        path: a folder that `bestiary weights import` made (read at once, without a second copy), a published folder
+            with its consolidated files, or a safetensors file of ours.
+        model: a name in conf/model, whose yaml says what no tensor shows (heads, views), or the path of a yaml with a
+            model node. scale, overrides: of that name, as on train.py's command line (`["decoder=llama2_7b"]`).
+        """
+        found = load_named(Path(path), model=model, scale=scale, overrides=overrides, device=device, dtype=dtype)
+        return cls._of(found, settings)
+
+    @classmethod
+    def _of(cls, found: Pieces, settings: Settings) -> Session:
+        return cls(found.model, found.processor, settings=settings)
 
     def respond(
         self,
-        image: Image.Image | bytes | None,
+        image: Picture | None,
         question: str,
-        regions: Sequence[Region] = (),
+        regions: Sequence[Mark | Region] = (),
         *,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        frame: Frame | None = None,
+        history: Sequence[Exchange] = (),
+        settings: Settings | None = None,
+        max_new_tokens: int | None = None,
     ) -> str:
-        """The answer to one question about a picture.
+        """The answer to one question about a picture, or (image None) about nothing but text.
 
-        image: a PIL picture, encoded bytes, or None for text alone. regions: fractions of that picture.
-        temperature 0 is greedy; `seed` matters above it.
+        regions, frame, history: see `Request`. max_new_tokens: instead of the settings'.
         """
-        return self.chat(
-            image,
-            [(question, None)],
-            regions,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        )
+        request = Request(question, image, regions, frame, history)
+        return self.respond_all([request], settings=settings, max_new_tokens=max_new_tokens)[0]
 
-    def chat(
+    def respond_all(
         self,
-        image: Image.Image | bytes | None,
-        qas: Sequence[QuestionAnswer],
-        regions: Sequence[Region] = (),
+        requests: Sequence[Request],
         *,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> str:
-        """The answer to the last question of `qas`, given the earlier ones with their answers."""
-        images = () if image is None else (image if isinstance(image, bytes) else _png(image),)
-        sample = Sample("session", "session", "", _turns(qas), images, tuple(regions))
-        ids = self._model.generate(
-            [self._processor.prompt(sample)],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            stop=self._processor.stop_sequences(),
-            seed=seed,
+        settings: Settings | None = None,
+        max_new_tokens: int | None = None,
+        batch_size: int = 64,
+    ) -> list[str]:
+        """The answers to several questions, each as it would be alone; batch_size: most of them at a time."""
+        asked = self._settings(settings, max_new_tokens)
+        prompts = [
+            self._prompt(request, f"request {number}: " if len(requests) > 1 else "")
+            for number, request in enumerate(requests, 1)
+        ]
+        ids = self.model.generate(
+            prompts,
+            max_new_tokens=asked.max_new_tokens,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            stop=self.processor.stop_sequences(),
+            seed=[asked.seed if request.seed is None else request.seed for request in requests],
+            batch_size=batch_size,
+            ends=self._ends(asked.stop),
         )
-        return self._processor.decode(ids[0])
+        texts = [self.processor.decode(one) for one in ids]
+        cuts = [cut_at(text, asked.stop) for text in texts]
+        return [text if cut is None else cut for text, cut in zip(texts, cuts, strict=True)]
 
+    def stream(
+        self,
+        image: Picture | None,
+        question: str,
+        regions: Sequence[Mark | Region] = (),
+        *,
+        frame: Frame | None = None,
+        history: Sequence[Exchange] = (),
+        settings: Settings | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Iterator[str]:
+        """Pieces of the answer `respond` gives, as soon as they are sure; a bad request raises at once."""
+        asked = self._settings(settings, max_new_tokens)
+        prompt = self._prompt(Request(question, image, regions, frame, history), "")
+        ids = self.model.stream(
+            prompt,
+            max_new_tokens=asked.max_new_tokens,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            stop=self.processor.stop_sequences(),
+            seed=asked.seed,
+        )
+        return pieces(ids, self.processor.decode, asked.stop)
 
-def _turns(qas: Sequence[QuestionAnswer]) -> tuple[Turn, ...]:
-    if not qas or qas[-1][1] is not None or any(answer is None for _, answer in qas[:-1]):
+    def start(
+        self,
+        image: Picture | None = None,
+        regions: Sequence[Mark | Region] = (),
+        *,
+        frame: Frame | None = None,
+        settings: Settings | None = None,
+    ) -> Chat:
+        """A conversation of several turns about one picture and its regions."""
+        data = None if image is None else encoded(image)
+        return Chat(self, data, regions_of(regions, frame, data), self.settings if settings is None else settings)
+
+    def _settings(self, settings: Settings | None, max_new_tokens: int | None) -> Settings:
+        chosen = self.settings if settings is None else settings
+        return chosen if max_new_tokens is None else replace(chosen, max_new_tokens=max_new_tokens)
+
+    def _ends(self, stops: Sequence[str]) -> Callable[[list[int]], bool] | None:
+        """Whether the text of some ids holds a stop string."""
+        return (lambda ids: cut_at(self.processor.decode(ids), stops) is not None) if stops else None
+
+    def _prompt(self, request: Request, where: str) -> Example:
+        """The sequence to be continued; ValueError of one line that begins with `where`."""
+        try:
+            image = None if request.image is None else encoded(request.image)
+            regions = regions_of(request.regions, request.frame, image)
+            turns = _turns(request)
+            sample = Sample(_KEY, _KEY, "", turns, () if image is None else (image,), regions)
+            return self._fitting(sample)
+        except SampleError as error:
+            raise ValueError(f"{where}{error.problem}") from error
+        except ValueError as error:
+            raise ValueError(f"{where}{error}") from error
+
+    def _fitting(self, sample: Sample) -> Example:
+        """The sample's prompt, with room for an answer; otherwise the line says from which turn on there is none."""
+        prompt, taken, room = self._measured(sample)
+        if prompt is not None:
+            return prompt
+        number = total = (len(sample.turns) + 1) // 2
+        while number > 1:
+            shorter, *measured = self._measured(replace(sample, turns=sample.turns[: 2 * number - 3]))
+            if shorter is not None:
+                break
+            number, (taken, room) = number - 1, measured
         raise ValueError(
-            f"qas has {len(qas)} turns, unanswered: {[i for i, qa in enumerate(qas) if qa[1] is None]}; "
-            "every question but the last needs its answer, and the last must have None"
+            f"turn {number} of {total} does not fit: with it the prompt takes {taken} positions (the picture and its "
+            f"regions included) and leaves no room for an answer in {room}; shorten it or begin a new chat"
         )
+
+    def _measured(self, sample: Sample) -> tuple[Example | None, int, int]:
+        """The prompt, None where it is too long; the positions it takes, and how many there are."""
+        room = self.model.decoder.max_positions
+        try:
+            prompt = self.processor.prompt(sample)
+        except SampleTooLongError as error:
+            return None, error.num_tokens, error.max_tokens
+        return prompt if len(prompt) < room else None, len(prompt), room
+
+
+class Chat:
+    """A conversation about one picture: every question is asked with all exchanges before it."""
+
+    def __init__(self, session: Session, image: bytes | None, regions: tuple[Region, ...], settings: Settings) -> None:
+        self._session, self._image, self._regions, self._settings = session, image, regions, settings
+        self._history: list[Exchange] = []
+
+    @property
+    def history(self) -> tuple[Exchange, ...]:
+        """Questions and answers so far."""
+        return tuple(self._history)
+
+    def ask(self, question: str, *, max_new_tokens: int | None = None) -> str:
+        """The answer, which the next question will have heard."""
+        return "".join(self.stream(question, max_new_tokens=max_new_tokens))
+
+    def stream(self, question: str, *, max_new_tokens: int | None = None) -> Iterator[str]:
+        """Pieces of the answer; the exchange counts once they are all taken."""
+        told = self._session.stream(
+            self._image,
+            question,
+            self._regions,
+            history=self._history,
+            settings=self._settings,
+            max_new_tokens=max_new_tokens,
+        )
+        return self._remembered(question, told)
+
+    def undo(self) -> None:
+        """Forget the last exchange; ValueError where there is none."""
+        if not self._history:
+            raise ValueError("there is no exchange to undo")
+        self._history.pop()
+
+    def _remembered(self, question: str, told: Iterator[str]) -> Iterator[str]:
+        answer = ""
+        for piece in told:
+            answer += piece
+            yield piece
+        self._history.append((question, answer))
+
+
+def _turns(request: Request) -> tuple[Turn, ...]:
     turns: list[Turn] = []
-    for question, answer in qas:
-        turns.append(Turn("human", question))
-        if answer is not None:
-            turns.append(Turn("assistant", answer))
-    return tuple(turns)
-
-
-def _png(image: Image.Image) -> bytes:
-    """Lossless bytes of a picture; palette, alpha and the like are kept for the processor to judge."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+    for number, exchange in enumerate(request.history, 1):
+        if len(exchange) != 2 or not all(isinstance(text, str) for text in exchange):
+            raise ValueError(f"exchange {number} of the history is {exchange!r:.60}, not a question and its answer")
+        turns += [Turn("human", exchange[0]), Turn("assistant", exchange[1])]
+    if not isinstance(request.question, str) or not request.question.strip():
+        raise ValueError(f"the question is {request.question!r:.20}: write what is to be answered")
+    return (*turns, Turn("human", request.question))

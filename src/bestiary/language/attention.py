@@ -146,16 +146,23 @@ def packed_attention(
     or None where every key counts. Returns [1, K, H, d] or [B, 1, H, d].
     """
     longest = packed.max_length if packed is not None else key.shape[2]
-    if softcap is not None or (sliding_window is not None and longest > sliding_window):
-        raise ValueError(
-            f"packed attention has no soft cap (asked: {softcap}) and no sliding window shorter than a sample "
-            f"(window {sliding_window}, longest sample {longest})"
-        )
+    window = None if sliding_window is None or longest <= sliding_window else sliding_window
+    is_odd = softcap is not None or window is not None
     if packed is None:
+        if is_odd:
+            allowed = _newest(key.shape[2], window, key_mask, key.device)
+            return _spelled_out(query, key, value, allowed, scaling, softcap).transpose(1, 2), None
         return _decode_step(query, key, value, key_mask, scaling), None
     dtype = value.dtype  # under autocast the rotation leaves query and key in float32
     query, key = query.to(dtype), key.to(dtype)
     backend = resolve_attention(attention, query.device, dtype)
+    if is_odd and attention != "auto" and backend != "sdpa":
+        raise ValueError(
+            f"attention={attention} has no soft cap (asked: {softcap}) and no sliding window shorter than a sample "
+            f"(window {sliding_window}, longest sample {longest}): set attention=auto"
+        )
+    if is_odd:
+        return _grouped_spelled_out(query, key, value, packed, scaling, softcap, window), None
     if backend == "sdpa":
         return _sdpa(query, key, value, packed, scaling, dropout), None
     kernel = _varlen if backend == "varlen" else _flash_attn
@@ -181,6 +188,50 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scali
         )
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
+
+
+def _grouped_spelled_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    scaling: float,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """`_spelled_out` for every group of equally long segments."""
+    sizes = [count * length for count, length in layout.groups]
+    pieces = zip(*(torch.split(_flat(x), sizes) for x in (query, key, value)), strict=True)
+    parts = []
+    for shape, piece in zip(layout.groups, pieces, strict=True):
+        q, k, v = (x.view(*shape, *x.shape[1:]).transpose(1, 2) for x in piece)
+        places = torch.arange(shape[1], device=q.device)
+        behind = places[:, None] - places
+        allowed = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+        parts.append(_spelled_out(q, k, v, allowed, scaling, softcap).transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts)[None]
+
+
+def _spelled_out(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, scaling: float, softcap: float | None
+) -> Tensor:
+    """Attention [n, H, L, d] with all scores in memory, for what no kernel here does: Gemma 2's cap and window."""
+    repeat = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
+    scores = (query.to(value.dtype) @ key.to(value.dtype).transpose(2, 3)) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+def _newest(length: int, window: int | None, key_mask: Tensor | None, device: torch.device) -> Tensor | None:
+    """Which columns of a cache a new position sees, bool[..., 1, P]: those of its sequence, the window's last."""
+    if window is None:
+        return key_mask
+    inside = torch.arange(length, device=device) >= length - window
+    return inside if key_mask is None else key_mask & inside
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scaling: float, dropout: float) -> Tensor:

@@ -9,6 +9,7 @@ Shape letters: B rows, T positions of a row, K real positions of all rows, D wid
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from typing import TYPE_CHECKING, cast
@@ -71,6 +72,8 @@ class Decoder(nn.Module):
     attention: auto picks by device and dtype; an explicit wish that this machine cannot meet raises here, unless the
         model is being built on the meta device, where nothing will run.
     activation_checkpointing: recompute each block in the backward pass (training mode only).
+
+    tunable: names of the parameters that may train after `language.tuning.tune`; None = all that a stage names.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class Decoder(nn.Module):
         self.attention: Attention = attention
         self.model: nn.Module = language_model.model
         self.lm_head: nn.Module = language_model.lm_head
+        self.tunable: frozenset[str] | None = None
+        self._autocast: torch.dtype | None = None
         self.set_activation_checkpointing(activation_checkpointing)
 
     @property
@@ -109,11 +114,22 @@ class Decoder(nn.Module):
         model = self.model
         if is_on:
             model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            # Only reentrant checkpoints need inputs with gradients; frozen embeddings could then not be written into.
+            model.disable_input_require_grads()  # type: ignore[operator]
         else:
             model.activation_checkpointing_disable()  # type: ignore[operator]
 
+    def choose_precision(self) -> None:
+        """Compute in bfloat16, under autocast, where parameters are held in it beside others in float32.
+
+        To be called after the dtype of some parameters was changed (frozen ones in bfloat16, adapters in float32).
+        """
+        dtypes = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
+        self._autocast = torch.bfloat16 if torch.bfloat16 in dtypes and len(dtypes) > 1 else None
+
     def restore_buffers(self) -> None:
         """Compute the rotary tables again, after weights were put into a model built on the meta device."""
+        self.choose_precision()
         device = next(self.parameters()).device
         for name, module in list(self.model.named_modules()):
             if any(buffer.endswith("inv_freq") for buffer, _ in module.named_buffers(recurse=False)):
@@ -158,29 +174,38 @@ class Decoder(nn.Module):
         cache: RaggedCache | None = None,
     ) -> Tensor:
         """Hidden states [1, K, D] of a flat row in the order of `layout`; a `cache` keeps its keys and values."""
-        out = self.model(
-            inputs_embeds=embeds_1KD,
-            position_ids=positions_1K,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            packed=layout,
-            attention=self.attention,
-        )
+        with self._precision(embeds_1KD.device):
+            out = self.model(
+                inputs_embeds=embeds_1KD,
+                position_ids=positions_1K,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                packed=layout,
+                attention=self.attention,
+            )
         return cast(Tensor, out.last_hidden_state)
 
     def run_step(self, embeds_B1D: Tensor, positions_B1: Tensor, cache: RaggedCache) -> Tensor:
         """Hidden states [B, 1, D] of one new position per cached sequence."""
-        out = self.model(
-            inputs_embeds=embeds_B1D,
-            position_ids=positions_B1,
-            past_key_values=cache,
-            use_cache=True,
-            key_mask=cache.key_mask,
-        )
+        with self._precision(embeds_B1D.device):
+            out = self.model(
+                inputs_embeds=embeds_B1D,
+                position_ids=positions_B1,
+                past_key_values=cache,
+                use_cache=True,
+                key_mask=cache.key_mask,
+            )
         return cast(Tensor, out.last_hidden_state)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
-        logits = cast(Tensor, self.lm_head(hidden))
+        with self._precision(hidden.device):
+            logits = cast(Tensor, self.lm_head(hidden))
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        """Autocast for parts of mixed dtypes, else nothing; an autocast around the whole step stays as it is."""
+        if self._autocast is None or torch.is_autocast_enabled(device.type):
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=self._autocast)

@@ -12,7 +12,7 @@ d width of a head, D width, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +144,8 @@ class Decoding:
     """A batch of sequences being generated, one token per `step`.
 
     embeds: [1, K, D], the prompts side by side, lengths ascending. budgets: most new tokens of each.
-    stop: token sequences that end an answer; they are cut off `outputs`.
+    stop: token sequences that end an answer; they are cut off `outputs`. ends: asked after every new token whether the
+        ids of an answer are all of it; nothing is cut off then.
     """
 
     def __init__(
@@ -157,12 +158,13 @@ class Decoding:
         stop: Sequence[Sequence[int]],
         sampling: Sampling,
         generators: Sequence[torch.Generator],
+        ends: Callable[[list[int]], bool] | None = None,
     ) -> None:
         assert list(lengths) == sorted(lengths), f"prompts must come shortest first, got lengths {list(lengths)}"
         if not all(stop):
             raise ValueError(f"an empty stop sequence would end every answer at once: {list(stop)}")
         self.decoder = decoder
-        self.budgets, self.sampling, self.generators = budgets, sampling, generators
+        self.budgets, self.sampling, self.generators, self.ends = budgets, sampling, generators, ends
         self.stop = sorted(([int(i) for i in s] for s in stop), key=len, reverse=True)
         self.outputs: list[list[int]] = [[] for _ in lengths]
         self._live = list(range(len(lengths)))
@@ -170,14 +172,14 @@ class Decoding:
         self._rows = list(self._live)
         """The sequence of every row of the cache; finished ones stay until the cache is compacted."""
         device = embeds_1KD.device
-        ends = torch.tensor(lengths, device=device).cumsum(0)
-        spans = [(0, int(e) - n, n) for e, n in zip(ends.tolist(), lengths, strict=True)]
+        after = torch.tensor(lengths, device=device).cumsum(0)
+        spans = [(0, int(e) - n, n) for e, n in zip(after.tolist(), lengths, strict=True)]
         layout = PackedLayout.from_spans(spans, (1, embeds_1KD.shape[1]), device)
         positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device)
         self._cache = RaggedCache(layout, max(budgets))
         self._positions = torch.tensor(lengths, device=device)[:, None]
         hidden = decoder.run_packed(embeds_1KD, positions, layout, self._cache)
-        self._logits = decoder.head(hidden[0, ends - 1]).float()
+        self._logits = decoder.head(hidden[0, after - 1]).float()
 
     @property
     def is_done(self) -> bool:
@@ -195,7 +197,7 @@ class Decoding:
                 continue
             output = self.outputs[sequence]
             output.append(token)
-            is_stopped = self._cut(output)
+            is_stopped = self._cut(output) or (self.ends is not None and self.ends(output))
             if is_stopped or len(output) >= self.budgets[sequence]:
                 finished.append(sequence)
         self._live = [sequence for sequence in self._live if sequence not in finished]

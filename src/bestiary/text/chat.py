@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -106,7 +106,8 @@ class Rendered:
 def template_named(name: str) -> ChatTemplate:
     """The template of that name."""
     if name not in TEMPLATES:
-        raise ValueError(f"chat template {name!r} is unknown; there are {', '.join(TEMPLATES)}")
+        known = ", ".join((*TEMPLATES, *SINGLE_TURN, DOCUMENT))
+        raise ValueError(f"chat template {name!r} is unknown; there are {known}")
     return TEMPLATES[name]
 
 
@@ -149,6 +150,14 @@ def encode_rendered(tokenizer: SpanTokenizer, chat: Rendered, *, search: bool = 
         first, stop = _tokens_of(begins, ends, begin, end, chat.text)
         labels[first:stop] = tokens[first:stop]
     return [tokenizer.bos_id, *tokens, tokenizer.eos_id], [IGNORE, *labels, IGNORE]
+
+
+def first_beyond(tokenizer: SpanTokenizer, template: ChatTemplate, turns: Sequence[Turn], room: int) -> int | None:
+    """Number, from 1, of the turn with which a conversation first takes more than `room` tokens; None if all fit."""
+    for number in range(1, len(turns) + 1):
+        if len(encode_prompt(tokenizer, render(template, turns[:number]).text)) > room:
+            return number
+    return None
 
 
 def search_labels(ids: list[int], parts: Iterable[list[int]]) -> list[int]:
@@ -240,3 +249,15 @@ def encode_single_turn(tokenizer: SpanTokenizer, prompt: str, answer: str) -> tu
     ids = tokenizer.encode(prompt + answer, bos=True, eos=True)
     learned_from = len(tokenizer.encode(prompt, bos=True))
     return ids, [IGNORE] * learned_from + ids[learned_from:]
+
+
+# Captions and plain texts, as in pre-training (LLaMA2-Accessory accessory/data/falcon.py: every token a label but BOS).
+
+DOCUMENT = "document"
+"""Name of the form without a question, beside those of `TEMPLATES` and `SINGLE_TURN`."""
+
+
+def encode_document(tokenizer: SpanTokenizer, text: str) -> tuple[list[int], list[int]]:
+    """Ids (BOS, text, EOS) and labels: all but BOS."""
+    ids = tokenizer.encode(text, bos=True, eos=True)
+    return ids, [IGNORE, *ids[1:]]

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from bestiary.compose import at_home, build
 from bestiary.config import Data, Run, Source
+from bestiary.language.tuning import check_quantization
 from bestiary.mllm import MultimodalLM
-from bestiary.schema import Processor
+from bestiary.saved_run import Pieces as Pieces
+from bestiary.saved_run import build_pieces as build_pieces
+from bestiary.saved_run import load_saved_run, with_processor
+from bestiary.saved_tuning import BASE, base_sha256, check_base, saves_all, says
 from bestiary.training.checkpoints import Checkpoint
-from bestiary.training.model_state import load_model_tensors
-from bestiary.training.parents import check_identity, load_parent, open_parent
+from bestiary.training.parents import load_first_weights as load_first_weights
+from bestiary.training.parents import load_parent
 from bestiary.training.resuming import launched_rank, num_launched, open_run, resume_path
 from bestiary.training.run_dir import RunDir
 from bestiary.training.stages import apply_stage, parameter_table
+from bestiary.training.tuning import Plan, apply_plan, plan_tuning
 
 if TYPE_CHECKING:
     from bestiary.training.fit import Summary, TrainingData
@@ -31,43 +36,33 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    """A model with the processor made for it. identity: what its weights depend on beside shapes."""
-
-    model: MultimodalLM
-    processor: Processor
-    identity: dict[str, str]
-
-
-def build_pieces(run: Run, *, on_meta: bool = False) -> Pieces:
-    """The model with random weights drawn from `run.seed` (or shapes alone) and its processor."""
-    torch.manual_seed(run.seed)
-    with torch.device("meta" if on_meta else "cpu"):
-        # Shapes need no kernels: a run for other machines can be looked at on this one.
-        model: MultimodalLM = build(run.model.build, attention="sdpa" if on_meta else run.attention)
-    processor = build_processor(run, model)
-    vocab, pieces = model.decoder.vocab_size, processor.tokenizer.vocab_size
-    if vocab != pieces:
-        raise ValueError(
-            f"the decoder has {vocab} token ids but the tokenizer {run.model.processor['tokenizer']} has {pieces}; "
-            "set model.build.decoder.vocab_size, or use the tokenizer of the weights"
-        )
-    return Pieces(model, processor, {"tokenizer": processor.tokenizer.sha256})
-
-
-def build_processor(run: Run, model: MultimodalLM) -> Any:
-    """The processor, told by the model how many positions an image and the prompts take."""
-    path = Path(run.model.processor["tokenizer"])
-    if not path.is_file():
-        raise FileNotFoundError(f"tokenizer {path} does not exist; put it there or set model.processor.tokenizer")
-    return build(run.model.processor, **model.layout, max_tokens=run.data.max_tokens, too_long=run.data.too_long)
-
-
 def place(run: Run, root: Path) -> None:
-    """Make the paths a person typed absolute, from the folder the command was given in; `root` is the project's."""
+    """Make the paths a person typed absolute, from the folder the command was given in; `root` is the project's.
+
+    Raises where this machine lacks a package that the run asks for, before anything is made or loaded.
+    """
+    check_quantization(run.tuning.quantize)
     typed = [run.run_dir, run.resume, run.parent, run.data.skip]
     run.run_dir, run.resume, run.parent, run.data.skip = at_home(typed, root)
+
+
+def check_start(run: Run) -> None:
+    """Raise where a new run's first weights or its tokenizer are missing, before anything is built or made."""
+    if run.resume:
+        return
+    missing = _missing_files(run)
+    if lacks := _lacks_parent(run):
+        raise ValueError(f"{lacks}, or stage.parent_optional=true to start from model.weights")
+    if missing:
+        more = f"; dry_run=true lists {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise FileNotFoundError(f"{missing[0]}; put it there or name another{more}")
+
+
+def make_ready(run: Run) -> None:
+    """Check what a new run starts from, then make the data where a recipe makes its own."""
+    check_start(run)
+    if run.data.prepare:
+        build(run.data.prepare)
 
 
 def choose_run_dir(run: Run, *, sweep_dir: str | None) -> tuple[Path, bool]:
@@ -104,35 +99,54 @@ def start(
     if data is not None:
         _ = data.domains  # opens the shards: a missing one must not leave a run directory behind
     given = run.parent or run.stage.parent
-    if given and not resume and not Path(given).exists():
-        open_parent(Path(given))  # raises: a typo must not leave a run directory behind
+    plan = plan_tuning(pieces.model, run.stage, run.tuning)
     asked, resolved = OmegaConf.to_yaml(config), OmegaConf.to_yaml(config, resolve=True)
     directory, checkpoint = open_run(
         path, resume=resume, stage=run.stage.name, config=asked, resolved=resolved, accept=accept
     )
     log.info("run directory: %s", path)
-    if checkpoint is not None:
+    if checkpoint is not None and saves_all(run.tuning):
         return directory, checkpoint, None
     # A run killed before its first checkpoint starts again from what it was given then, not from a default.
     parent = (directory.status.parent if resume else None) or given
     if parent:
-        load_parent(pieces.model, parent, stage=run.stage, identity=pieces.identity)
+        opened = load_parent(pieces.model, parent, stage=run.stage, identity=pieces.identity,
+                             weights=run.model.weights, unused=run.model.unused_weights)  # fmt: skip
+        found, parent = set(opened.tensors), parent if saves_all(run.tuning) else str(opened.path)
     else:
-        load_first_weights(pieces.model, run.model.weights, pieces.identity)
-    return directory, None, parent
+        found = load_first_weights(pieces.model, run.model.weights, pieces.identity, unused=run.model.unused_weights)
+    if not saves_all(run.tuning):
+        _begin_tuning(run, pieces, plan, found, checkpoint)
+    return directory, checkpoint, None if checkpoint else parent
+
+
+def _lacks_parent(run: Run) -> str | None:
+    """What to say of a stage that needs a parent and was given none."""
+    if run.parent or run.stage.parent or run.stage.parent_optional or not run.stage.parents:
+        return None
+    return f"parent: stage {run.stage.name} starts from {' or '.join(run.stage.parents)}; give parent="
+
+
+def _begin_tuning(run: Run, pieces: Pieces, plan: Plan, found: set[str], checkpoint: Checkpoint | None) -> None:
+    """Tune a model that has its base; what files gave of it and does not train is left out of checkpoints."""
+    model = pieces.model
+    named = dict(model.named_parameters(remove_duplicate=False))
+    trained = {id(named[name]) for name in plan.whole}
+    pieces.base.update(name for name in found if id(named.get(name)) not in trained)
+    digest = base_sha256(model.state_dict().__getitem__, pieces.base)
+    if checkpoint is not None:
+        check_base(checkpoint.state.identity, digest, where=f"checkpoint {checkpoint.path}")
+    pieces.identity.update({BASE: digest, "tuning": says(run.tuning)})
+    gpu = run.cluster.accelerator == "gpu"
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    apply_plan(model, run.tuning, plan, seed=run.seed, device=device)
 
 
 def load_pieces(run: Run, folder: Path, *, accelerator: str, threads: int) -> Pieces:
     """Model and processor of a run directory, with the weights of its newest complete checkpoint."""
     if threads:
         torch.set_num_threads(threads)
-    pieces = build_pieces(run)
-    checkpoint = open_parent(folder)
-    check_identity(checkpoint.identity, pieces.identity, where=f"run {folder}")
-    load_model_tensors(pieces.model, checkpoint.tensors, where=f"run {folder}", may_lack=checkpoint.absent)
-    pieces.model.to("cuda" if accelerator == "gpu" else "cpu").eval()
-    log.info("%s: stage %s, step %d", checkpoint.path, checkpoint.stage, checkpoint.step)
-    return pieces
+    return load_saved_run(folder, run=run, device="cuda" if accelerator == "gpu" else "cpu")
 
 
 def source_arguments(run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -165,18 +179,6 @@ def module_arguments(run: Run, data: TrainingData) -> dict[str, Any]:
     return {"seed": run.seed, "sources": used, "domains": list(data.domains)}
 
 
-def load_first_weights(model: nn.Module, files: Sequence[str], identity: Mapping[str, str]) -> None:
-    """Pretrained parts, each a safetensors file of some of the model's names."""
-    if not files:
-        log.warning("no parent and no model.weights: training starts from random weights")
-    for file in files:
-        weights = open_parent(Path(file))
-        check_identity(weights.identity, identity, where=f"weights {file}")
-        absent = frozenset(model.state_dict()) - set(weights.tensors)
-        load_model_tensors(model, weights.tensors, where=f"weights {file}", may_lack=absent)
-        log.info("weights %s: %d tensors, %d names left as drawn", file, len(weights.tensors), len(absent))
-
-
 def show_plan(run: Run, missing: Mapping[str, str], stream: Callable[..., Any]) -> int:
     """Says what a run would do, without weights: parameters by part, trainable counts, the mix, what is missing.
 
@@ -185,7 +187,11 @@ def show_plan(run: Run, missing: Mapping[str, str], stream: Callable[..., Any]) 
     """
     with torch.device("meta"):
         model: MultimodalLM = build(run.model.build, attention="sdpa")
+    apply_plan(model, run.tuning, plan_tuning(model, run.stage, run.tuning), seed=run.seed)
     apply_stage(model, run.stage)
+    # A tokenizer that does not suit the model is said here already, whatever else is missing.
+    has_tokenizer = Path(run.model.processor.get("tokenizer", "")).exists()
+    processor = with_processor(run, model).processor if has_tokenizer else None
     made = [place for place in missing if _is_made(run.data, place)]
     by = f"made at first use by {run.data.prepare['_target_']}" if run.data.prepare else ""
     files = _missing_files(run)
@@ -195,7 +201,8 @@ def show_plan(run: Run, missing: Mapping[str, str], stream: Callable[..., Any]) 
         shares = asked_shares(run.data)
         mix = [f"  {shares[n]:>12}  {n:<32} {s.domain or '-':<12} {s.path}" for n, s in used.items()]
     else:
-        mix = [stream(processor=build_pieces(run, on_meta=True).processor).resolved_table(run.stage.max_steps)]
+        assert processor is not None
+        mix = [stream(processor=processor).resolved_table(run.stage.max_steps)]
     lines = [
         f"stage {run.stage.name} at scale {run.scale}: {run.stage.max_steps:,} steps of {run.stage.batch_size} rows "
         f"of at most {run.data.max_tokens:,} positions, lr {run.stage.optimizer.lr:g}",
@@ -237,7 +244,7 @@ def show_summary(summary: Summary, text: str) -> int:
         show(text)
     show(f"{summary.state} at step {summary.step}: {summary.run_dir}")
     if summary.exit_code:
-        show(f"go on with the same command and resume={summary.run_dir}")
+        show(f"go on with: python train.py resume={summary.run_dir}")
     return summary.exit_code
 
 
@@ -285,6 +292,5 @@ def _missing_files(run: Run) -> list[str]:
     if not parent:
         wanted |= {f"weights {i}": path for i, path in enumerate(run.model.weights, 1)}
     found = [f"{name}: {path} does not exist" for name, path in wanted.items() if path and not Path(path).exists()]
-    if run.stage.parents and not parent:
-        found.append(f"parent: stage {run.stage.name} starts from {' or '.join(run.stage.parents)}; give parent=")
-    return found
+    lacks = _lacks_parent(run)
+    return [*found, lacks] if lacks else found

@@ -8,12 +8,10 @@ or altered file is named instead of trained on.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import logging
 import os
 import random
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -24,17 +22,16 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from bestiary.saved_weights import FORMAT as FORMAT
+from bestiary.saved_weights import CheckpointError as CheckpointError
+from bestiary.saved_weights import newest_folder, step_folder, steps
+from bestiary.saved_weights import sha256 as sha256
+from bestiary.saved_weights import verify as verify
 from bestiary.training.report import Totals
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
 LAST = "last"
-_STEP = re.compile(r"step-(\d+)")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: one line that names the file, what is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +93,6 @@ class Checkpoint:
         return own or None
 
 
-def step_folder(root: Path, step: int) -> Path:
-    """`<root>/step-000200`."""
-    return root / f"step-{step:06d}"
-
-
 def write(
     root: Path,
     state: TrainState,
@@ -139,46 +131,15 @@ def write(
 def read(folder: Path) -> Checkpoint:
     """Verify a checkpoint folder and read its state; whatever is wrong is one CheckpointError."""
     verify(folder)
-    return Checkpoint(folder, TrainState.from_json((folder / "state.json").read_text(encoding="utf-8")))
-
-
-def verify(folder: Path) -> None:
-    """Compare every file with the manifest."""
-    manifest_path = folder / "MANIFEST.json"
-    remedy = f"remove {folder} or take another checkpoint"
-    if not manifest_path.is_file():
-        raise CheckpointError(f"{folder} has no MANIFEST.json: the checkpoint is incomplete; {remedy}")
-    try:
-        files = json.loads(manifest_path.read_text(encoding="utf-8"))["files"]
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{manifest_path} cannot be read ({error}); {remedy}") from error
-    for name, (size, digest) in expected.items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise CheckpointError(f"{path} is in the manifest but not there; {remedy}")
-        if path.stat().st_size != size:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, the manifest says {size}; {remedy}")
-        if sha256(path) != digest:
-            raise CheckpointError(f"{path} was altered: its sha256 is not the manifest's; {remedy}")
+    return _opened(folder)
 
 
 def newest(root: Path) -> Checkpoint | None:
     """The newest checkpoint that verifies; damaged ones are passed over with a warning. None if there is none."""
-    for step in sorted(steps(root), reverse=True):
-        try:
-            return read(step_folder(root, step))
-        except CheckpointError as error:
-            log.warning("passed over: %s", error)
-    return None
-
-
-def steps(root: Path) -> list[int]:
-    """Steps of the checkpoint folders, ascending."""
-    found = (
-        [_STEP.fullmatch(p.name) for p in root.iterdir() if p.is_dir() and not p.is_symlink()] if root.is_dir() else []
+    folder = newest_folder(root)
+    return (
+        None if folder is None else Checkpoint(folder, TrainState.from_json((folder / "state.json").read_text("utf-8")))
     )
-    return sorted(int(match[1]) for match in found if match)
 
 
 def untied(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -224,10 +185,8 @@ def set_rng_states(states: Mapping[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _opened(folder: Path) -> Checkpoint:
+    return Checkpoint(folder, TrainState.from_json((folder / "state.json").read_text(encoding="utf-8")))
 
 
 def _seal(folder: Path, step: int) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -16,7 +16,9 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from bestiary.config import Cluster, Logger
+from bestiary.config import Cluster, Logger, Tuning
+from bestiary.language.tuning import plain_name
+from bestiary.saved_tuning import frozen_dtype
 from bestiary.training.callbacks.evaluating import Evaluate, Evaluating
 from bestiary.training.callbacks.progress import ProgressView
 from bestiary.training.callbacks.recording import Listener, Recorder, StepClock
@@ -63,6 +65,9 @@ class TrainingData(Protocol):
     def losses(self, states: Sequence[bytes]) -> list[str]:
         """What was left out up to these states, one line each."""
 
+    def fetched(self) -> Mapping[str, int]:
+        """What reading remote data has cost this rank's processes so far; {} where all data is local."""
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -102,11 +107,14 @@ def fit(
     parent: str | None = None,
     evaluate: Evaluate | None = None,
     config: Mapping[str, Any] | None = None,
+    tuning: Tuning | None = None,
+    base: Collection[str] = (),
 ) -> Summary:
     """Train `module` to the end of its stage; a signal ends it early with a checkpoint to resume from.
 
     checkpoint: where to go on (`resuming.open_run`). identity: what weights depend on (sha256 of the tokenizer ...).
     parent: what the weights started from, for status.json. evaluate: see `callbacks.evaluating`. config: for wandb.
+    tuning: how frozen parameters are held. base: plain names that checkpoints leave out, because files have them.
     """
     logger = logger or Logger(wandb=False, progress=False)
     prepare_machine(cluster)
@@ -130,7 +138,13 @@ def fit(
         listeners += [wandb] if wandb else []
         clock = StepClock()
         recorder = Recorder(
-            run, clock, totals, estimate(module.model), precision=cluster.precision, listeners=listeners
+            run,
+            clock,
+            totals,
+            estimate(module.model),
+            precision=cluster.precision,
+            listeners=listeners,
+            fetched=stream.fetched,
         )
         saving = Saving(
             run,
@@ -142,6 +156,7 @@ def fit(
             keep=stage.keep_checkpoints,
             max_steps=stage.max_steps,
             resumed=checkpoint,
+            base=base,
             left_out=stream.losses,
         )
         evaluating = None
@@ -159,6 +174,9 @@ def fit(
         settings = (config or {}).get("data", {})
         if is_writer:
             write_mix(run, module.step, totals, stream.shares, settings)
+        frozen = frozen_dtype(tuning or Tuning(), cluster)
+        if frozen is not None:
+            cast_frozen(module.model, frozen)
         summary = _run(module, data, run, cluster, _Watchers(recorder, saving, evaluating, wandb), requests)
         if is_writer:
             write_mix(run, module.step, totals, stream.shares, settings)
@@ -174,7 +192,8 @@ def restore(
     """
     stream = cast(TrainingData, data)
     check_identity(checkpoint.state.identity, identity, where=f"checkpoint {checkpoint.path}")
-    absent = frozenset(checkpoint.state.absent)
+    left_out = set(checkpoint.state.absent)
+    absent = frozenset(name for name in module.model.state_dict() if plain_name(name) in left_out)
     load_model_tensors(module.model, checkpoint.model(), where=f"checkpoint {checkpoint.path}", may_lack=absent)
     changes = stream.explain_change(checkpoint.state.lanes, checkpoint.state.fingerprint)
     step = stream.load_states(checkpoint.state.lanes, checkpoint.state.fingerprint)
@@ -231,8 +250,6 @@ def _run(
     code = 1
     try:
         if module.step < max_steps:
-            if cluster.accelerator == "gpu" and cluster.precision == "bf16-mixed":
-                cast_frozen(module.model, torch.bfloat16)
             with _quiet_lightning():
                 trainer = build_trainer(
                     cluster,

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bestiary.language.tuning import num_elements
 from bestiary.training.report import StepReport
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def _cost(parameter: nn.Parameter, upstream: bool) -> float:
     """FLOPs a token of one parameter tensor: forward, activation gradient, weight gradient."""
     if parameter.ndim < 2:
         return 0.0
-    return (2.0 + 2.0 * upstream + 2.0 * parameter.requires_grad) * parameter.numel()
+    return (2.0 + 2.0 * upstream + 2.0 * parameter.requires_grad) * num_elements(parameter)
 
 
 def _wait(device: torch.device) -> None:

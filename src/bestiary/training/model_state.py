@@ -6,15 +6,16 @@ ranks. All ranks must call together; only rank 0 receives the tensors. `zero` is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from bestiary.language.tuning import plain_name
+from bestiary.saved_weights import check_names
 from bestiary.training import zero_state
-from bestiary.training.names import nearest
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -28,11 +29,18 @@ def like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, target.device_mesh, target.placements) if isinstance(target, DTensor) else tensor
 
 
-def model_tensors(model: nn.Module, *, keep: bool, zero: Any = None) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, on the CPU; empty on ranks that do not `keep` them."""
+def model_tensors(
+    model: nn.Module, *, keep: bool, zero: Any = None, leave_out: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by name, on the CPU; empty on ranks that do not `keep` them.
+
+    leave_out: names without tuning; neither copied nor gathered.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     tensors = {}
     for name, value in model.state_dict().items():
+        if leave_out and plain_name(name) in leave_out:
+            continue
         full = zero_state.weight(parameters[name]) if zero and name in parameters else whole(value.detach())
         if keep:
             tensors[name] = full.cpu()
@@ -48,28 +56,6 @@ def load_model_tensors(
         for name, value in model.state_dict().items():
             if name in tensors:
                 value.copy_(like(tensors[name], value))
-
-
-def check_names(
-    model: nn.Module, tensors: Mapping[str, Any], *, where: str, may_lack: frozenset[str] = frozenset()
-) -> None:
-    """Raise unless `tensors` has the model's names (but those it `may_lack`) and shapes."""
-    own = model.state_dict()
-    missing = [name for name in own if name not in tensors and name not in may_lack]
-    unexpected = [name for name in tensors if name not in own]
-    if missing or unexpected:
-        problems = []
-        if missing:
-            problems.append(f"lacks {len(missing)} of the model's tensors ({_named(missing, list(tensors))})")
-        if unexpected:
-            problems.append(f"holds {len(unexpected)} that the model has not ({_named(unexpected, list(own))})")
-        raise ValueError(f"{where} {' and '.join(problems)}; was it made by another model or scale?")
-    for name, value in tensors.items():
-        if tuple(value.shape) != tuple(own[name].shape):
-            raise ValueError(
-                f"{where}: {name} has shape {tuple(value.shape)}, the model has {tuple(own[name].shape)}; "
-                "was it made at another scale or with another vocabulary?"
-            )
 
 
 def optimizer_tensors(
@@ -110,12 +96,3 @@ def load_optimizer_tensors(
             continue
         moments = {key: like(state[key], parameter.detach()) for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": state["step"].to(parameter.device), **moments}
-
-
-def _named(names: list[str], others: list[str]) -> str:
-    """The first names, each with the nearest of the others."""
-    parts = []
-    for name in names[:3]:
-        near = nearest(name, others, count=1)
-        parts.append(f"{name}, nearest {near[0]}" if near else name)
-    return "; ".join(parts) + (" ..." if len(names) > 3 else "")

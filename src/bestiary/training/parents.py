@@ -1,7 +1,8 @@
 """Starting a stage from another's weights: `parent=` is a run directory, a checkpoint folder or a safetensors file.
 
-The parent must be of a stage this stage names, made with the same tokenizer, and hold exactly the model's tensors;
-each of these is refused with its reason before anything is changed.
+The parent must be of a stage this stage names, made with the same tokenizer, and hold exactly the model's tensors (but
+for what the stage says a parent of another model may lack); each of these is refused with its reason before anything
+is changed. Without a parent a stage starts from `model.weights`.
 """
 
 from __future__ import annotations
@@ -9,47 +10,51 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from bestiary.config import Stage
-from bestiary.training.checkpoints import CheckpointError, TrainState, header, newest, read, untied
+from bestiary.saved_tuning import check_whole
+from bestiary.saved_weights import SavedWeights as Parent
+from bestiary.saved_weights import check_identity as check_identity
+from bestiary.saved_weights import check_names
+from bestiary.saved_weights import open_weights as open_parent
+from bestiary.training.checkpoints import TrainState, header, untied
 from bestiary.training.model_state import load_model_tensors
-from bestiary.training.names import any_match
+from bestiary.training.names import any_match, matching
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Parent:
-    """Weights found at `path` and what they say about themselves.
-
-    stage: "" where a bare file does not say. absent: names of the model that the weights leave out.
-    """
-
-    path: Path
-    tensors: dict[str, torch.Tensor]
-    stage: str
-    step: int
-    identity: dict[str, str]
-    absent: frozenset[str]
-
-
-def load_parent(model: nn.Module, path: Path | str, *, stage: Stage, identity: Mapping[str, str]) -> Parent:
+def load_parent(
+    model: nn.Module,
+    path: Path | str,
+    *,
+    stage: Stage,
+    identity: Mapping[str, str],
+    weights: Sequence[str] = (),
+    unused: Sequence[str] = (),
+) -> Parent:
     """Put a parent's weights into the model; raises ValueError with the reason where they do not belong there.
 
     identity: what weights depend on beside shapes, compared key by key with what the parent recorded (tokenizer ...).
-    Names the parent itself declares absent (frozen encoders kept in another file) stay as the model has them.
+    Names the parent itself declares absent (frozen encoders kept in another file) stay as the model has them. A parent
+    of another model may lack all that `stage.parent_may_lack` names: it comes from `weights`, of which `unused` are
+    globs of names that the model has not, or stays as drawn.
     """
     parent = open_parent(Path(path))
+    check_whole(parent)
     _check_stage(parent, stage)
     check_identity(parent.identity, identity, where=f"parent {parent.path}")
-    load_model_tensors(model, parent.tensors, where=f"parent {parent.path}", may_lack=parent.absent)
+    lacked = _lacked(model, parent, stage)
+    check_names(model, parent.tensors, where=f"parent {parent.path}", may_lack=parent.absent | lacked)
+    if lacked:
+        _fill(model, lacked, weights, identity, unused=unused, parent=parent.path)
+    load_model_tensors(model, parent.tensors, where=f"parent {parent.path}", may_lack=parent.absent | lacked)
     left = f", {len(parent.absent)} left as they were" if parent.absent else ""
     log.info(
         "parent %s: stage %s, step %d, %d tensors%s",
@@ -62,35 +67,77 @@ def load_parent(model: nn.Module, path: Path | str, *, stage: Stage, identity: M
     return parent
 
 
-def open_parent(path: Path) -> Parent:
-    """Read weights from a run directory (its newest complete checkpoint), a checkpoint folder or a file."""
-    if path.is_file():
-        return _open_file(path)
-    if (path / "MANIFEST.json").is_file():
-        checkpoint = read(path)
-    elif (path / "checkpoints").is_dir():
-        found = newest(path / "checkpoints")
-        if found is None:
-            raise CheckpointError(f"parent {path} has no complete checkpoint; let that run reach one, or name another")
-        checkpoint = found
-    elif path.is_dir():
-        raise CheckpointError(
-            f"parent {path} is neither a run directory (checkpoints/) nor a checkpoint (MANIFEST.json)"
-        )
-    else:
-        raise CheckpointError(f"parent {path} does not exist; give a run directory, a checkpoint folder or a file")
-    state = checkpoint.state
-    return Parent(checkpoint.path, checkpoint.model(), state.stage, state.step, state.identity, frozenset(state.absent))
+def load_first_weights(
+    model: nn.Module,
+    files: Sequence[str],
+    identity: Mapping[str, str],
+    *,
+    unused: Sequence[str] = (),
+    only: frozenset[str] | None = None,
+) -> set[str]:
+    """Pretrained parts, each a file or folder of some of the model's names; returns the names they gave.
+
+    unused: globs of names that the model has no part for. only: the names that are wanted; None takes all.
+    """
+    found: set[str] = set()
+    own = frozenset(model.state_dict())
+    if not files:
+        log.warning("no parent and no model.weights: training starts from random weights")
+    for file in files:
+        weights = open_parent(Path(file), what="weights")
+        check_whole(weights)
+        check_identity(weights.identity, identity, where=f"weights {file}")
+        tensors = {
+            name: tensor
+            for name, tensor in weights.tensors.items()
+            if (name in own or not any_match(name, unused)) and (only is None or name in only)
+        }
+        load_model_tensors(model, tensors, where=f"weights {file}", may_lack=own - set(tensors))
+        log.info("weights %s: %d tensors, %d names left as drawn", file, len(tensors), len(own) - len(tensors))
+        found |= set(tensors)
+    return found
 
 
-def check_identity(theirs: Mapping[str, str], ours: Mapping[str, str], *, where: str) -> None:
-    """Raise if a fact both sides know differs."""
-    for key, value in ours.items():
-        if key in theirs and theirs[key] != value:
+def _lacked(model: nn.Module, parent: Parent, stage: Stage) -> frozenset[str]:
+    """What a parent of another model does not have; empty where it has any of it, so that a damaged one is refused."""
+    names = list(model.state_dict())
+    may_lack = matching(names, stage.parent_may_lack, rule=f"stage {stage.name}: parent_may_lack")
+    return frozenset() if may_lack & parent.tensors.keys() else frozenset(may_lack - parent.absent)
+
+
+def _fill(
+    model: nn.Module,
+    lacked: frozenset[str],
+    weights: Sequence[str],
+    identity: Mapping[str, str],
+    *,
+    unused: Sequence[str],
+    parent: Path,
+) -> None:
+    """Give the model what its parent lacks, from the files that hold some of it."""
+    for file in weights:
+        if not Path(file).exists():
             raise ValueError(
-                f"{where} was made with {key}={theirs[key]}, this run has {key}={value}; "
-                "the weights would read other token ids: use the same tokenizer, or another parent"
+                f"parent {parent} lacks {len(lacked)} tensors ({min(lacked)} ...), which are looked for in "
+                f"model.weights, but {file} does not exist; name only files that hold them, or model.weights=[] to "
+                "leave them as drawn"
             )
+    holding = [file for file in weights if _may_hold(Path(file), lacked)]
+    found = load_first_weights(model, holding, identity, unused=unused, only=lacked) if holding else set()
+    log.info("parent %s lacks %d tensors: %d from model.weights, %d left as drawn",
+             parent, len(lacked), len(found), len(lacked) - len(found))  # fmt: skip
+
+
+def _may_hold(path: Path, names: frozenset[str]) -> bool:
+    """Whether weights may hold one of the names, from their header where it is at hand."""
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():  # a run directory, which says so when it is opened
+        return True
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return not names.isdisjoint(opened.keys())
+    except SafetensorError:  # said by whoever opens it whole
+        return True
 
 
 def export_weights(
@@ -116,24 +163,11 @@ def export_weights(
     save_file(kept, path, metadata={**says, "absent": json.dumps(absent), "tied": json.dumps(tied)})
 
 
-def _open_file(path: Path) -> Parent:
-    try:
-        with safe_open(path, framework="pt") as file:
-            says: dict[str, str] = file.metadata() or {}
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"parent {path} is not a complete safetensors file ({error}); fetch it again") from error
-    tied: dict[str, str] = json.loads(says.get("tied", "{}"))
-    tensors |= {name: tensors[stored] for name, stored in tied.items()}
-    absent = frozenset(json.loads(says.get("absent", "[]")))
-    identity = json.loads(says.get("identity", "{}"))
-    return Parent(path, tensors, says.get("stage", ""), int(says.get("step", "0")), identity, absent)
-
-
 def _check_stage(parent: Parent, stage: Stage) -> None:
     if not stage.parents:
         raise ValueError(
-            f"stage {stage.name} starts without a parent (stage.parents is empty); leave out {parent.path}"
+            f"stage {stage.name} starts without a parent (stage.parents is empty); leave out {parent.path}, or name it "
+            "in model.weights"
         )
     if not parent.stage:
         log.warning("parent %s does not say which stage made it; only names and shapes are checked", parent.path)

@@ -15,7 +15,10 @@ from bestiary.training.run_dir import RunDir, write_atomic
 
 log = logging.getLogger(__name__)
 
-_NEUTRAL = ("cluster.", "logger.", "suite.", "run_dir", "resume", "parent", "dry_run", "attention")
+_NEUTRAL = (
+    *("cluster.", "logger.", "suite.", "run_dir", "resume", "parent", "dry_run", "attention"),
+    *("stage.checkpoint_every", "stage.keep_checkpoints", "stage.log_every"),
+)
 """Settings that may differ between a run and its resumption without changing what it computes."""
 
 _OF_THE_STREAM = ("data.", "stream.")
@@ -59,9 +62,10 @@ def open_run(
 ) -> tuple[RunDir, Checkpoint | None]:
     """The run directory, made anew or opened to go on from its newest complete checkpoint (None: from step 0).
 
-    config, resolved: YAML text. accept: raises where the run cannot go on from its checkpoint; called before anything
-    in the directory changes, so a refused resume leaves the run as it was. Of several ranks only the first writes; all
-    read the same checkpoint. The directory stays locked until the process ends, so that no second process trains in it.
+    config, resolved: YAML text, which a resume replaces: it is what the next one stands on. accept: raises where the
+    run cannot go on from its checkpoint; called before anything in the directory changes, so a refused resume leaves
+    the run as it was. Of several ranks only the first writes; all read the same checkpoint. The directory stays locked
+    until the process ends, so that no second process trains in it.
     """
     run = RunDir(path)
     is_writer = launched_rank() == 0
@@ -84,6 +88,7 @@ def open_run(
     if is_writer:
         _warn_of_changes(run, resolved)
         run.reopen(step)
+        write_atomic(path / "config.yaml", config)
         write_atomic(path / "config.resolved.yaml", resolved)
     return run, checkpoint
 

@@ -24,8 +24,8 @@ from bestiary.training.flight import FlightRecorder
 
 log = logging.getLogger(__name__)
 
-TIME_FIELDS = ("step_s", "wait_s", "tokens_per_s", "mfu")
-"""Fields of metrics.jsonl that tell the clock, not the training: equality of two runs is judged without them."""
+TIME_FIELDS = ("step_s", "wait_s", "tokens_per_s", "mfu", "remote")
+"""Fields of metrics.jsonl about the clock or the network; whether two runs are equal is judged without them."""
 
 _PACKAGES = ("bestiary", "torch", "lightning", "transformers", "numpy", "safetensors", "hydra-core", "wandb", "pillow")
 

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from bestiary.config import Optimizer, Stage
+from bestiary.language.decoder import Decoder
+from bestiary.language.tuning import is_adapter, num_elements, plain_name
 from bestiary.training.names import any_match, matching
 
 
@@ -22,8 +24,15 @@ def trainable_names(names: list[str], stage: Stage) -> set[str]:
 
 
 def apply_stage(model: nn.Module, stage: Stage) -> None:
-    """Set `requires_grad` of every parameter as the stage says, and put frozen modules in eval mode."""
-    chosen = trainable_names([name for name, _ in model.named_parameters()], stage)
+    """Set `requires_grad` of every parameter as the stage says, and put frozen modules in eval mode.
+
+    In a tuned decoder what the tuning left trains (adapters, norms); the stage's globs chose it from the plain names.
+    """
+    names = {plain_name(name): name for name, _ in model.named_parameters() if not is_adapter(name)}
+    chosen = {names[name] for name in trainable_names(list(names), stage)}
+    tunable = getattr(getattr(model, "decoder", None), "tunable", None)
+    if tunable is not None:
+        chosen = {name for name in chosen if not name.startswith("decoder.")} | {f"decoder.{name}" for name in tunable}
     for name, parameter in model.named_parameters():
         trains = name in chosen
         if trains and not parameter.is_floating_point():
@@ -83,10 +92,17 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Hold frozen parameters in `dtype`; what trains stays as it is (the references keep float32 masters)."""
+    """Hold frozen parameters in `dtype`; what trains stays as it is (the references keep float32 masters).
+
+    A part of a model that then holds both must compute with both: a `Decoder` does so under autocast, encoders give
+    features that their projections cast.
+    """
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        if isinstance(module, Decoder):
+            module.choose_precision()
 
 
 def parameter_rows(model: nn.Module, *, depth: int = 2) -> list[tuple[str, int, int]]:
@@ -96,8 +112,8 @@ def parameter_rows(model: nn.Module, *, depth: int = 2) -> list[tuple[str, int, 
         owner = name.split(".")[:-1] or [name]
         part = ".".join(owner[:depth])
         counts = rows.setdefault(part, [0, 0])
-        counts[0] += parameter.numel()
-        counts[1] += parameter.numel() if parameter.requires_grad else 0
+        counts[0] += num_elements(parameter)
+        counts[1] += num_elements(parameter) if parameter.requires_grad else 0
     return [(part, total, trainable) for part, (total, trainable) in rows.items()]
 
 

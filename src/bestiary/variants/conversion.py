@@ -78,6 +78,38 @@ class Report:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How published tensors fit the model they claim to be, by published names.
+
+    matched: renamed only. converted: values are reordered or cut, too. wrong: of another shape, as lines of text.
+    dropped: known, but with no place in the part that was asked for (a text encoder beside the vision encoder).
+    """
+
+    matched: tuple[str, ...]
+    converted: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def num_mapped(self) -> int:
+        """Tensors that have their place."""
+        return len(self.matched) + len(self.converted)
+
+    @property
+    def num_names(self) -> int:
+        """Tensors that are there or should be."""
+        return self.num_mapped + len(self.missing) + len(self.unexpected) + len(self.wrong)
+
+    def __str__(self) -> str:
+        counts = [f"{len(self.matched):,} matched", f"{len(self.converted):,} converted"]
+        counts += [f"{len(self.missing):,} missing", f"{len(self.unexpected):,} unexpected"]
+        counts += [f"{len(self.dropped):,} dropped"] if self.dropped else []
+        return ", ".join(counts + ([f"{len(self.wrong):,} of another shape"] if self.wrong else []))
+
+
 @dataclass(frozen=True)
 class Converter:
     """A variant's rules. `head_dim` of every method is the decoder's, which the rotary rows need."""
@@ -98,7 +130,7 @@ class Converter:
         """Our tensors under the published names; a name without a rule, or half of a stack, raises."""
         stacks: dict[str, tuple[Rule, dict[int, torch.Tensor]]] = {}
         for name, tensor in state.items():
-            rule, part, theirs = self._place_of(name)
+            rule, part, theirs = self.place_of(name)
             stacks.setdefault(theirs, (rule, {}))[1][part] = tensor
         out: dict[str, torch.Tensor] = {}
         for theirs, (rule, parts) in stacks.items():
@@ -142,12 +174,27 @@ class Converter:
         known = [name for rule in self.rules for name in rule.ours]
         raise ValueError(f"no rule for our name {ours}; nearest: {_nearest(ours, known)}")
 
-    def _place_of(self, ours: str) -> tuple[Rule, int, str]:
-        rule = self.rules[self._index_of(ours)]
-        for part, pattern in enumerate(rule.our_patterns):
-            if match := pattern.fullmatch(ours):
-                return rule, part, rule.theirs.format(**match.groupdict())
-        raise AssertionError(ours)
+    def names_of(self, theirs: str) -> tuple[str, ...]:
+        """Our names for a published one; a name without a rule has none."""
+        for rule in self.rules:
+            if match := rule.their_pattern.fullmatch(theirs):
+                return tuple(name.format(**match.groupdict()) for name in rule.ours)
+        return ()
+
+    def place_of(self, ours: str) -> tuple[Rule, int, str]:
+        """See `find`; a name without a rule raises."""
+        self._index_of(ours)
+        place = self.find(ours)
+        assert place is not None
+        return place
+
+    def find(self, ours: str) -> tuple[Rule, int, str] | None:
+        """The rule of one of our names, which of the rule's parts it is, and the published name it belongs to."""
+        for rule in self.rules:
+            for part, pattern in enumerate(rule.our_patterns):
+                if match := pattern.fullmatch(ours):
+                    return rule, part, rule.theirs.format(**match.groupdict())
+        return None
 
 
 def _parts(name: str, stack: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:

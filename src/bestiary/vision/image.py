@@ -77,6 +77,27 @@ def decode(
     return Picture(pixels_HWC, pixels_HWC.shape[1], pixels_HWC.shape[0])
 
 
+def image_size(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of an encoded image as stored, from its header alone; ValueError where there is none."""
+    if data[:2] == b"\xff\xd8":
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        except (ValueError, LookupError):  # Pillow may read it
+            pass
+        else:
+            _refuse_bomb(width, height, max_pixels)
+            return width, height
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+    except _DAMAGE as error:
+        raise ValueError(
+            f"the image is none or damaged ({len(data)} bytes, {error}); give a JPEG, PNG or WebP"
+        ) from error
+    _refuse_bomb(width, height, max_pixels)
+    return width, height
+
+
 def _decode_jpeg(
     data: bytes | memoryview, eighths: Callable[[int, int], int] | None, layout: str, max_pixels: int
 ) -> Picture | None:

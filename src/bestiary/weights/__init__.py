@@ -1,6 +1,8 @@
-"""Published checkpoints in and out: `bestiary weights inspect|import|export`.
+"""Weights in, out and together: `bestiary weights inspect|import|export|mix|merge|adapter`.
 
-`families` knows which model published names belong to, `importing` and `exporting` convert tensor by tensor, `folder`
-is what an import leaves on disk, `inspecting` only looks. Layouts of files belong to their variant
-(`variants/sphinx/consolidated.py`), and so do the rules of names (`variants/*/weights.py`).
+`layouts` lists what is known: the published layouts of whole models and of single parts, each in its variant's folder
+(`variants/*/layout.py`, `variants/*/parts.py`; rules of names in `variants/*/weights.py`). `importing`, `parts` and
+`exporting` convert tensor by tensor, `difference` writes deltas, `checking` refuses what does not fit, `folder` is what
+an import leaves on disk, `ours` reads weights of ours, `inspecting` only looks, `mixing` joins two models, `merging`
+adds adapters to their base.
 """

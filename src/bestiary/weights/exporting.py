@@ -1,149 +1,115 @@
-"""Our weights back to published shards: an import gives back what it read, a trained run fills in its own values."""
+"""Our weights back to published files: an import gives back what it read, a trained run fills in its own values."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from bestiary.training.checkpoints import CheckpointError, newest, read
-from bestiary.variants.sphinx.consolidated import (
-    Layout,
-    Windowed,
-    check_cut,
-    file_name,
-    save_shard,
-    shard_of,
-    window_bytes,
-)
-from bestiary.weights.families import EMBEDDING, Family, family_of
-from bestiary.weights.folder import DTYPES, EXTRA, MODEL, PUBLISHED, Published, new_folder
-from bestiary.weights.importing import read_object
+from bestiary.variants.layouts import Layout, Model, Published
+from bestiary.variants.tensor_file import DTYPES
+from bestiary.weights.difference import Difference
+from bestiary.weights.folder import EXTRA, PUBLISHED, new_folder
+from bestiary.weights.layouts import layout_called
+from bestiary.weights.ours import OurTensors
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export did. cast: tensors whose dtype was changed to the published one; filled: taken from `like`."""
+    """What an export did. cast: tensors whose dtype was changed to the published one; filled: taken from `like`.
+
+    difference: of an export of a difference to a base, what it holds and what it costs.
+    """
 
     files: tuple[str, ...]
     num_tensors: int
     num_bytes: int
     cast: int
     filled: int
-
-
-class OurTensors:
-    """Lazily read tensors of weights of ours: a run directory, a checkpoint folder or a safetensors file."""
-
-    def __init__(self, path: Path) -> None:
-        tied: dict[str, str] = {}
-        if path.is_file():
-            file = path
-        elif not path.is_dir():
-            raise ValueError(f"{path} does not exist; give an imported folder, a run directory or a checkpoint")
-        else:
-            root = path / "checkpoints"
-            checkpoint = newest(root) if root.is_dir() else read(path)
-            if checkpoint is None:
-                raise CheckpointError(f"{path} has no complete checkpoint; let that run reach one, or name another")
-            file, tied = checkpoint.path / MODEL, checkpoint.state.tied
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                names = list(tensors.keys())
-                tied = tied or json.loads((tensors.metadata() or {}).get("tied", "{}"))
-                self.shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is not a whole safetensors file ({error}); fetch it again") from error
-        self._stored = {name: name for name in names} | tied
-        self.shapes |= {name: self.shapes[stored] for name, stored in tied.items()}
-        self._tensors = Windowed(lambda: _Opened(file), window=window_bytes(file.stat().st_size))
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._tensors[self._stored[name]]
-
-
-class _Opened(Mapping[str, torch.Tensor]):
-    """A mapped safetensors file as a mapping."""
-
-    def __init__(self, file: Path) -> None:
-        self._file: Any = safe_open(file, framework="pt")
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def __iter__(self) -> Any:
-        return iter(self._file.keys())
-
-    def __len__(self) -> int:
-        return len(self._file.keys())
+    difference: Difference | None = None
 
 
 def export_weights(
     path: Path,
     out: Path,
     *,
-    layout: Literal["consolidated", "meta"] | None = None,
+    layout: str | None = None,
     num_shards: int | None = None,
     like: Path | None = None,
+    delta_from: Path | None = None,
+    delta_dtype: torch.dtype = torch.float32,
 ) -> Exported:
     """Write `out`, a published folder. like: the import whose names, order, dtypes and side files it takes.
 
     None keeps what the import recorded; a trained run needs `like`, and takes from there what it left out (frozen
-    encoders kept elsewhere).
+    encoders kept elsewhere). delta_from: write the difference to this import only (a `*.model-diff.pth` folder), in
+    `delta_dtype`; it serves as `like`, too.
     """
+    if delta_from is not None and layout not in (None, "consolidated", "delta"):
+        raise ValueError(f"--layout {layout} has no files of differences; leave it out, or use consolidated")
+    if delta_from is None and layout == "delta":
+        raise ValueError("a difference needs the base it is to be added to; name its imported folder with --delta-from")
+    like = like or delta_from
     origin = like or path
+    published, owner, model = published_of(origin)
+    source = PublishedView(OurTensors(path), OurTensors(like) if like else None, published, model, origin)
+    side_files = {name: origin / name for name in published.side_files}
+    difference: Difference | None = None
+    shapes = {name: source.shapes[name] for name in source.names}
+    whole = source.__getitem__
+    target = layout or published.layout
+    if target not in owner.formats:
+        raise ValueError(f"--layout {target} is none of {', '.join(owner.formats)}, which these weights can have")
+    if delta_from is not None:
+        base = PublishedView(OurTensors(delta_from), None, published, model, delta_from)
+        difference = Difference(whole, base.__getitem__, source.names, delta_dtype)
+        whole, target, side_files = difference.__getitem__, "delta", {}
+        shapes = {name: shapes[name] for name in difference.names}
+    with new_folder(out) as folder:
+        files, num_bytes = owner.write(
+            folder, published, whole, shapes, side_files=side_files, layout=target, num_shards=num_shards
+        )
+    return Exported(tuple(files), len(shapes), num_bytes, len(source.cast), len(source.filled), difference)
+
+
+def published_of(origin: Path) -> tuple[Published, Layout, Model]:
+    """What an imported folder says of its origin, whose layout that is, and the model it is of."""
     if not (origin / PUBLISHED).is_file():
         raise ValueError(f"{origin} has no {PUBLISHED}; name the imported folder these weights began as with --like")
     published = Published.read(origin / PUBLISHED)
-    family = family_of(published.tensors, published.llama_type)
-    target = layout or _layout(published.layout)
-    if target == "meta" and published.llama_type != "llama":
-        raise ValueError(f"Meta's layout holds LLaMA alone, not {family.name}; use --layout consolidated")
-    total = published.num_shards if num_shards is None else num_shards
-    source = PublishedView(OurTensors(path), OurTensors(like) if like else None, published, family, origin)
-    check_cut(source.shapes, total)
-    files = tuple(file_name(target, rank, total) for rank in range(total))
-    num_bytes = 0
-    with new_folder(out) as folder:
-        for rank, name in enumerate(files):
-            tensors = {theirs: shard_of(theirs, source[theirs], rank, total) for theirs in published.tensors}
-            num_bytes += sum(tensor.nbytes for tensor in tensors.values())
-            save_shard(tensors, folder / name, layout=target, wrapped=published.wrapped or target != published.layout)
-            del tensors
-        _side_files(origin, folder, published, target, source.shapes)
-    return Exported(files, len(published.tensors), num_bytes, len(source.cast), len(source.filled))
+    owner = layout_called(published.layout)
+    return published, owner, owner.model_called(published.llama_type)
 
 
 class PublishedView:
     """Published tensors, whole, made of ours (`own`, and `like` where that lacks some).
 
-    shapes: by published name. cast: names whose dtype was changed; filled: our names taken from `like`.
+    shapes: by published name. names: what there is to write: the import's names in order, then those that the import
+    declared absent and the weights have. cast: names whose dtype was changed; filled: our names taken from `like`.
     """
 
     def __init__(
-        self, own: OurTensors, like: OurTensors | None, published: Published, family: Family, origin: Path
+        self, own: OurTensors, like: OurTensors | None, published: Published, model: Model, origin: Path
     ) -> None:
-        self._own, self._like, self._published, self._family = own, like, published, family
+        self._own, self._like, self._published, self._model = own, like, published, model
         self._extra = _extra_file(origin, published)
         self.cast: set[str] = set()
         self.filled: set[str] = set()
         shapes = _joined(own, like, origin)
-        self._parts = _published_names(family, shapes)
+        self._parts = _published_names(model, shapes)
         self.shapes: dict[str, tuple[int, ...]] = {}
         for ours in self._parts.values():
             empty = {name: torch.empty(shapes[name], device="meta") for name in ours}
-            whole = family.converter.to_reference(empty, head_dim=published.head_dim)
+            whole = model.converter.to_reference(empty, head_dim=published.head_dim)
             self.shapes |= {name: tuple(value.shape) for name, value in whole.items()}
         self.shapes |= self._extra.shapes if self._extra is not None else {}
         lost = [name for name in published.tensors if name not in self.shapes]
-        more = [name for name in self._parts if name not in published.tensors]
+        absent = like.absent if like is not None else own.absent
+        added = [name for name in self._parts if name not in published.tensors]
+        more = [name for name in added if not absent.issuperset(self._parts[name])]
+        self.names = [*published.tensors, *added]
         if lost or more:
             counts = f"{len(lost)} of its tensors are lacking and {len(more)} are too many"
             raise ValueError(
@@ -156,8 +122,9 @@ class PublishedView:
             assert self._extra is not None
             return self._extra[theirs]
         parts = {name: self._part(name) for name in self._parts[theirs]}
-        value = self._family.converter.to_reference(parts, head_dim=self._published.head_dim)[theirs]
-        dtype = DTYPES[self._published.tensors[theirs]]
+        value = self._model.converter.to_reference(parts, head_dim=self._published.head_dim)[theirs]
+        told = self._published.tensors
+        dtype = DTYPES[told.get(theirs, told[self._model.embedding])]  # parts that the import lacked go with the rest
         if value.dtype != dtype:
             self.cast.add(theirs)
         return value.to(dtype)
@@ -182,20 +149,15 @@ def _joined(own: OurTensors, like: OurTensors | None, origin: Path) -> dict[str,
     return like.shapes | own.shapes
 
 
-def _published_names(family: Family, ours: Iterable[str]) -> dict[str, list[str]]:
+def _published_names(model: Model, ours: Iterable[str]) -> dict[str, list[str]]:
     """Published name -> our names it is made of, in the order of its rows."""
     found: dict[str, dict[int, str]] = {}
     for name in ours:
-        places = (
-            (rule, part, match)
-            for rule in family.converter.rules
-            for part, pattern in enumerate(rule.our_patterns)
-            if (match := pattern.fullmatch(name))
-        )
-        rule, part, match = next(places, (None, 0, None))
-        if rule is None or match is None:
-            raise ValueError(f"{name} is no tensor of {family.name}; are these weights of another model?")
-        found.setdefault(rule.theirs.format(**match.groupdict()), {})[part] = name
+        place = model.converter.find(name)
+        if place is None:
+            raise ValueError(f"{name} is no tensor of {model.name}; are these weights of another model?")
+        _, part, theirs = place
+        found.setdefault(theirs, {})[part] = name
     return {theirs: [parts[part] for part in sorted(parts)] for theirs, parts in found.items()}
 
 
@@ -205,24 +167,3 @@ def _extra_file(origin: Path, published: Published) -> OurTensors | None:
     if not (origin / EXTRA).is_file():
         raise ValueError(f"{origin / EXTRA} is missing; import the weights again")
     return OurTensors(origin / EXTRA)
-
-
-def _layout(name: str) -> Literal["consolidated", "meta"]:
-    if name not in ("consolidated", "meta"):
-        raise ValueError(f"{PUBLISHED} names the layout {name!r}, which is none of consolidated, meta")
-    return "meta" if name == "meta" else "consolidated"
-
-
-def _side_files(
-    origin: Path, folder: Path, published: Published, target: Layout, shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    """The files beside the weights: byte for byte, and in the words of the other layout where that is wanted."""
-    for name in published.side_files:
-        shutil.copyfile(origin / name, folder / name)
-    wanted, other = ("params.json", "config.json") if target == "meta" else ("config.json", "params.json")
-    if target != published.layout and not (folder / wanted).exists() and (folder / other).is_file():
-        config = read_object(folder / other) | {"vocab_size": shapes[EMBEDDING][0]}
-        (folder / wanted).write_text(json.dumps(config, indent=2), encoding="utf-8")
-        (folder / other).unlink()
-    if target == "consolidated" and not (folder / "meta.json").exists() and published.layout == "meta":
-        (folder / "meta.json").write_text(json.dumps({"llama_type": published.llama_type}, indent=2), encoding="utf-8")

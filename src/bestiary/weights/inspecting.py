@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bestiary.variants.sphinx.consolidated import ShardFolder
-from bestiary.variants.sphinx.published import shard_dim
-from bestiary.weights.exporting import OurTensors, PublishedView
-from bestiary.weights.families import EMBEDDING, Family, Fit, Shapes, compare, decoder_sizes, family_of
-from bestiary.weights.folder import PUBLISHED, Published
-from bestiary.weights.importing import SIDE_FILES, check_tokenizer, model_config, read_object
+import torch
+
+from bestiary.variants.conversion import Fit
+from bestiary.variants.hf_folder import HfFolder, read_object
+from bestiary.variants.layouts import Layout, Model, Shapes
+from bestiary.weights.checking import by_rules, check_tokenizer, compare, tokenizer_of
+from bestiary.weights.exporting import PublishedView, published_of
+from bestiary.weights.folder import PUBLISHED
+from bestiary.weights.layouts import LAYOUTS, layout_of
+from bestiary.weights.ours import OurTensors
+from bestiary.weights.parts import is_part, part_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +36,44 @@ def inspect(path: Path) -> Inspected:
         return _manifest(path)
     if (path / PUBLISHED).is_file():
         return _ours(path)
-    return _shards(path)
+    if is_part(path):
+        return _part(path)
+    return _published(path, layout_of(path) or LAYOUTS[0])
 
 
-def _shards(path: Path) -> Inspected:
-    folder = ShardFolder(path)
-    side = {name: path / name for name in SIDE_FILES if (path / name).is_file()}
-    total = f"{len(folder.files)} shard{'s' if len(folder.files) > 1 else ''}"
-    layout = f"{folder.layout}, {total}, {sum(folder.file_bytes) / 1e6:,.1f} MB"
-    family = family_of(folder.shapes, read_object(side.get("meta.json")).get("llama_type"))
-    dtypes = Counter(str(dtype).removeprefix("torch.") for dtype in folder.dtypes.values())
-    more = [("dtype", _shares(dtypes))]
-    if folder.layout == "delta":
-        return _described(layout, family, folder.shapes, {}, more, _by_rules(family, folder.shapes))
-    if check_tokenizer(side.get("tokenizer.model"), folder.shapes):
-        more.append(("tokenizer", "tokenizer.model, as many pieces as the embedding has rows"))
-    config = model_config(side)
-    return _described(layout, family, folder.shapes, config, more, compare(family, folder.shapes, config))
+def _published(path: Path, layout: Layout) -> Inspected:
+    source = layout.open(path)
+    side = layout.side_files(path)
+    where = f"{source.layout}, {_shards(len(source.file_bytes))}, {sum(source.file_bytes) / 1e6:,.1f} MB"
+    model = layout.model_of(source.shapes, side)
+    more = [("dtype", _dtypes(source.dtypes))]
+    if source.is_delta:
+        return _described(where, model, source.shapes, {}, more, by_rules(model, source.shapes))
+    rows = source.shapes.get(model.embedding, (0,))[0]
+    tokenizer = tokenizer_of(path, side)
+    if check_tokenizer(tokenizer, rows):
+        more.append(("tokenizer", f"{'tokenizer.model' if tokenizer != path else 'tokenizer.json'}, {rows:,} pieces"))
+    config = layout.config(side)
+    return _described(where, model, source.shapes, config, more, compare(model, source.shapes, config))
+
+
+def _part(path: Path) -> Inspected:
+    folder = HfFolder(path)
+    part = part_of(folder)
+    found = part.fit(folder.shapes, folder.config)
+    where = f"{folder.format} of public weights, {_shards(len(folder.files))}, {sum(folder.file_bytes) / 1e6:,.1f} MB"
+    lines = [("layout", where), ("part", f"{part.name}, for {part.target}"), ("size", _size(folder.shapes))]
+    lines += [("dtype", _dtypes(folder.dtypes)), ("mapped", _mapped(found)), *_firsts(found)]
+    return Inspected(tuple(lines), found)
 
 
 def _ours(path: Path) -> Inspected:
-    published = Published.read(path / PUBLISHED)
-    family = family_of(published.tensors, published.llama_type)
-    shapes = PublishedView(OurTensors(path), None, published, family, path).shapes
-    config = model_config({name: path / name for name in published.side_files})
+    published, layout, model = published_of(path)
+    shapes = PublishedView(OurTensors(path), None, published, model, path).shapes
+    config = layout.config({name: path / name for name in published.side_files})
     more = [("dtype", _shares(Counter(published.tensors.values())))]
-    layout = f"ours, imported from {published.layout}, {published.num_shards} shards"
-    return _described(layout, family, shapes, config, more, compare(family, shapes, config))
+    where = f"ours, imported from {published.layout}, {published.num_shards} shards"
+    return _described(where, model, shapes, config, more, compare(model, shapes, config))
 
 
 def _manifest(path: Path) -> Inspected:
@@ -67,14 +83,15 @@ def _manifest(path: Path) -> Inspected:
         return _cuts(params)
     if not isinstance(params, dict) or not params or not all(_is_shape(shape) for shape in params.values()):
         raise ValueError(f"{path}: unknown layout; a manifest is JSON of published names and their shapes")
-    family = family_of(params, told.get("llama_type"))
+    key = told.get("llama_type")
+    model = LAYOUTS[0].model_called(key) if key is not None else LAYOUTS[0].model_of(params, {})
     config = told.get("model_args")
     config = config if isinstance(config, dict) else {}
-    return _described("manifest", family, params, config, [("dtype", "not said")], compare(family, params, config))
+    return _described("manifest", model, params, config, [("dtype", "not said")], compare(model, params, config))
 
 
 def _cuts(dims: Mapping[str, int]) -> Inspected:
-    agreed = sum(shard_dim(name) == dim for name, dim in dims.items())
+    agreed = sum(LAYOUTS[0].cut_dim(name) == dim for name, dim in dims.items())
     return Inspected(
         (
             ("layout", "manifest of the dimensions that shards cut"),
@@ -90,30 +107,32 @@ def _is_shape(value: object) -> bool:
 
 
 def _described(
-    layout: str, family: Family, shapes: Shapes, config: Mapping[str, Any], more: list[tuple[str, str]], found: Fit
+    layout: str, model: Model, shapes: Shapes, config: Mapping[str, Any], more: list[tuple[str, str]], found: Fit
 ) -> Inspected:
-    size = f"{len(shapes):,} tensors, {sum(math.prod(shape) for shape in shapes.values()):,} parameters"
-    lines = [("layout", layout), ("variant", f"{family.name} (llama_type {family.llama_type})"), ("size", size)]
-    if EMBEDDING in shapes:
-        sizes = decoder_sizes(shapes, config)
-        heads = f", {sizes['n_heads']} heads" if config.get("n_heads") else ""
-        words = f"{sizes['n_layers']} layers of {sizes['dim']:,}{heads}, vocabulary {sizes['vocab_size']:,}"
-        lines.append(("decoder", words))
-    lines += [*more, ("mapped", f"{_percent(found.num_mapped, found.num_names)} of {found.num_names:,} names: {found}")]
-    firsts = {"missing": found.missing, "unexpected": found.unexpected, "shape": found.wrong}
-    lines += [(label, f"first {names[0]}") for label, names in firsts.items() if names]
+    lines = [("layout", layout), ("variant", f"{model.name} (llama_type {model.key})"), ("size", _size(shapes))]
+    lines += [*model.describe(shapes, config), *more, ("mapped", _mapped(found)), *_firsts(found)]
     return Inspected(tuple(lines), found)
 
 
-def _by_rules(family: Family, shapes: Shapes) -> Fit:
-    """A delta need not hold everything, so only names can be checked."""
-    rules = family.converter.rules
-    rule_of = {name: next((r for r in rules if r.their_pattern.fullmatch(name)), None) for name in shapes}
-    return Fit(
-        matched=tuple(name for name, rule in rule_of.items() if rule and not rule.converts),
-        converted=tuple(name for name, rule in rule_of.items() if rule and rule.converts),
-        unexpected=tuple(name for name, rule in rule_of.items() if rule is None),
-    )
+def _size(shapes: Shapes) -> str:
+    return f"{len(shapes):,} tensors, {sum(math.prod(shape) for shape in shapes.values()):,} parameters"
+
+
+def _mapped(found: Fit) -> str:
+    return f"{_percent(found.num_mapped, found.num_names)} of {found.num_names:,} names: {found}"
+
+
+def _firsts(found: Fit) -> list[tuple[str, str]]:
+    firsts = {"missing": found.missing, "unexpected": found.unexpected, "dropped": found.dropped, "shape": found.wrong}
+    return [(label, f"first {names[0]}") for label, names in firsts.items() if names]
+
+
+def _dtypes(dtypes: Mapping[str, torch.dtype]) -> str:
+    return _shares(Counter(str(dtype).removeprefix("torch.") for dtype in dtypes.values()))
+
+
+def _shards(number: int) -> str:
+    return f"{number} shard{'s' if number > 1 else ''}"
 
 
 def _shares(counts: Counter[str]) -> str:

@@ -7,7 +7,7 @@ import json
 import pickle
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -64,10 +64,11 @@ def test_constructing_reads_no_file_and_every_option_has_a_default_and_a_plain_t
     made = adapter(name, tmp_path / "not-there", **options)
     with pytest.raises((ValueError, OSError), match="not-there"):
         list(made.records())
-    parameters = inspect.signature(type(made), eval_str=True).parameters
+    parameters = inspect.signature(type(made)).parameters
+    types = get_type_hints(type(made))
     for option in set(parameters) - {"annotations", "images", "source"}:
         assert parameters[option].default is not inspect.Parameter.empty
-        assert parameters[option].annotation in (str, int, float, bool, str | None)
+        assert types[option] in (str, int, float, bool, str | None)
 
 
 def test_fields_nobody_read_stay_in_meta_and_large_ones_are_named() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -50,7 +50,8 @@ class StepClock:
 class Recorder(Callback):
     """Writes every step to the run directory (rank 0) and passes the finished record to its listeners.
 
-    The first step of a process carries no times: it includes warming up.
+    The first step of a process carries no times: it includes warming up. fetched: counters of remote data, this
+    process's since it began; {} leaves `remote` out of the lines.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Recorder(Callback):
         *,
         precision: str,
         listeners: list[Listener],
+        fetched: Callable[[], Mapping[str, int]],
     ) -> None:
         self.run = run
         self.clock = clock
@@ -69,6 +71,7 @@ class Recorder(Callback):
         self.flops = flops
         self.precision = precision
         self.listeners = listeners
+        self.fetched = fetched
         self._peak: float | None = None
         self._sees_images = False
         self._flights: list[tuple[int, tuple[SeenSample, ...]]] = []
@@ -110,6 +113,9 @@ class Recorder(Callback):
         if self._steps:
             record |= self._times(report, seconds, trainer.world_size)
         self._steps += 1
+        remote = self.fetched()
+        if remote:
+            record["remote"] = dict(remote)
         self.run.metrics.append(record)
         for listener in self.listeners:
             listener(report, record)

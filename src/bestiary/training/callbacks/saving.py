@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Saving(Callback):
     """Restores a checkpoint's optimiser at the start and writes checkpoints at step boundaries.
 
     state: the facts every checkpoint repeats (stage, seed, fingerprint, identity, config); step, totals and lanes are
-    filled in when one is written. trainable_only: leave frozen weights out and list them as absent. left_out: lanes'
+    filled in when one is written. base: plain names that are left out and listed as absent. left_out: lanes'
     states to one line for each kind of sample that was skipped or damaged up to them.
     """
 
@@ -41,7 +41,7 @@ class Saving(Callback):
         keep: int,
         max_steps: int,
         resumed: Checkpoint | None = None,
-        trainable_only: bool = False,
+        base: Collection[str] = (),
         left_out: Callable[[Sequence[bytes]], list[str]] = lambda states: [],
     ) -> None:
         self.run = run
@@ -53,7 +53,7 @@ class Saving(Callback):
         self.keep = keep
         self.max_steps = max_steps
         self.resumed = resumed
-        self.trainable_only = trainable_only
+        self.base = frozenset(base)
         self.left_out = left_out
         self._lines: list[str] | None = None
         self.last: Path | None = resumed.path if resumed else None
@@ -96,18 +96,17 @@ class Saving(Callback):
         self.recorder.flush()
         keep, zero = trainer.is_global_zero, zero_optimizer(trainer.strategy)
         report = report_of(module)
-        model = model_tensors(module.model, keep=keep, zero=zero)
+        model = model_tensors(module.model, keep=keep, zero=zero, leave_out=self.base)
         optimizer = optimizer_tensors(module.model, _optimizer(trainer), keep=keep, zero=zero)
         lanes = {lane: state for part in gather_objects(report.states) for lane, state in part.items()}
         rng = _numbered(gather_objects(checkpoints.rng_states()))
         self.lanes = [lanes[lane] for lane in sorted(lanes)]
         if keep:
             self._record_left_out(report.step)
-            absent = self._absent(module) if self.trainable_only else []
+            absent = sorted(self.base)
             state = replace(self.state, step=report.step, totals=self.recorder.totals, lanes=lanes, absent=absent)
-            weights = {name: value for name, value in model.items() if name not in set(absent)}
             self.last = checkpoints.write(
-                self.run.checkpoints, state, model=weights, optimizer=optimizer, rng=rng, keep=self.keep
+                self.run.checkpoints, state, model=model, optimizer=optimizer, rng=rng, keep=self.keep
             )
             self.run.update(step=report.step)
         trainer.strategy.barrier("checkpoint")
@@ -121,11 +120,6 @@ class Saving(Callback):
         if lines != self._lines:
             self.run.left_out.append({"step": step, "lines": lines})
             self._lines = lines
-
-    def _absent(self, module: MLLMModule) -> list[str]:
-        """State names that do not train."""
-        trainable = {name for name, p in module.model.named_parameters(remove_duplicate=False) if p.requires_grad}
-        return [name for name in module.model.state_dict() if name not in trainable]
 
 
 def _optimizer(trainer: Trainer) -> torch.optim.Optimizer:

@@ -1,20 +1,19 @@
 """Published folders of tensor-parallel shards, read and written one parameter at a time.
 
-Three layouts, each one torch pickle for every rank; which dimension is cut follows from a tensor's name
-(`published.shard_dim`), everything else is in every shard:
+Three layouts, each one torch pickle for every rank. Column-parallel weights are cut along dimension 0, row-parallel
+ones and the embedding along 1 (`shard_dim`), everything else is in every shard:
 
     consolidated  consolidated.RR-of-NN.model.pth       {"model": {"llma.<name>": shard}}
     delta         consolidated.RR-of-NN.model-diff.pth  the same, to be added to a base
     meta          consolidated.RR.pth                   {"<name>": shard}, names without the prefix `llma.`
 
-Pickles are read with `weights_only=True`, which runs no code, and memory-mapped. Mapped pages that were read count as
-memory of the process until the mapping goes, so a file is mapped anew after every `window` bytes.
+Pickles are read without running code and memory-mapped (`variants.pickles`).
 Source: LLaMA2-Accessory commit 3777c43, accessory/util/tensor_parallel.py.
 """
 
 from __future__ import annotations
 
-import pickle
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,57 +21,34 @@ from typing import Literal
 
 import torch
 
-from bestiary.variants.sphinx.published import FILE_NAME, shard_dim
+from bestiary.variants.pickles import Windowed, load_pickle, same_bits, window_bytes
 
-Layout = Literal["consolidated", "delta", "meta"]
+log = logging.getLogger(__name__)
 
-FILE_NAMES: dict[Layout, re.Pattern[str]] = {
+Format = Literal["consolidated", "delta", "meta"]
+
+FILE_NAME = re.compile(r"consolidated\.(\d+)-of-(\d+)\.model\.pth")
+SHARD_DIM = re.compile(
+    r"llma\.(?:layers\.\d+\.(?:attention\.(?:(?P<q>wq|wk|wv)|wo)|feed_forward\.(?:(?P<f>w1|w3)|w2))"
+    r"|(?P<o>output)|tok_embeddings)\.weight"
+)
+"""Names that are cut; a group took part where the cut is along dimension 0, none where it is along 1."""
+
+
+def shard_dim(name: str) -> int | None:
+    """The dimension along which shards cut a tensor; None where every shard holds all of it."""
+    match = SHARD_DIM.fullmatch(name)
+    if match is None:
+        return None
+    return 0 if any(match.groupdict().values()) else 1
+
+
+FILE_NAMES: dict[Format, re.Pattern[str]] = {
     "consolidated": FILE_NAME,
     "delta": re.compile(r"consolidated\.(\d+)-of-(\d+)\.model-diff\.pth"),
     "meta": re.compile(r"consolidated\.(\d+)\.pth"),
 }
 PREFIX = "llma."
-WINDOW_BYTES = (4 << 20, 512 << 20)
-"""Least and most bytes of mapped pages that a folder holds at a time; between them, a share of its largest file."""
-WINDOW_SHARE = 0.03
-
-
-class Windowed:
-    """Named tensors of a mapped file, whose pages are given back after every `window` bytes that were handed out.
-
-    read: maps the file and returns its tensors by name; tensors: what it returned, if it was called already.
-    A mapping lives as long as one of its tensors is held, so who copies a tensor and lets go keeps memory small.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[], Mapping[str, torch.Tensor]],
-        *,
-        window: int,
-        tensors: Mapping[str, torch.Tensor] | None = None,
-    ) -> None:
-        self._read = read
-        self._window = window
-        self._used = 0
-        self._tensors: Mapping[str, torch.Tensor] = read() if tensors is None else tensors
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        self.trim()
-        tensor = self._tensors[name].detach()
-        self._used += tensor.nbytes
-        return tensor
-
-    def trim(self) -> None:
-        """Give pages back if more than the window's were handed out."""
-        if self._used > self._window:
-            self._tensors = {}  # the old mapping goes before the new one comes
-            self._tensors, self._used = self._read(), 0
-
-
-def window_bytes(file_bytes: int) -> int:
-    """Bytes of mapped pages to hold of files whose largest has this size."""
-    least, most = WINDOW_BYTES
-    return int(min(max(WINDOW_SHARE * file_bytes, least), most))
 
 
 class ShardFolder:
@@ -84,7 +60,8 @@ class ShardFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.layout, self.files = find_shards(path)
+        layout, self.files = find_shards(path)
+        self.layout: str = layout
         states = [load_pickle(file) for file in self.files]
         self.wrapped = _is_wrapped(states[0])
         shards = [self._named(state, file) for state, file in zip(states, self.files, strict=True)]
@@ -100,12 +77,22 @@ class ShardFolder:
             for file, shard in zip(self.files, shards, strict=True)
         ]
 
+    @property
+    def is_delta(self) -> bool:
+        """Whether its tensors are to be added to a base."""
+        return self.layout == "delta"
+
+    @property
+    def record(self) -> str:
+        """Nothing beyond what `Published` says anyway."""
+        return ""
+
     def whole(self, name: str) -> torch.Tensor:
         """One tensor put together from all shards; let go of it before asking for the next."""
         dim = shard_dim(name)
         if dim is None or len(self._shards) == 1:
             first = self._shards[0][name]
-            if not all(_same_bits(first, shard[name]) for shard in self._shards[1:]):
+            if not all(same_bits(first, shard[name]) for shard in self._shards[1:]):
                 self.unequal.append(name)
             return first
         whole = torch.empty(self.shapes[name], dtype=self.dtypes[name])
@@ -153,11 +140,11 @@ class ShardFolder:
         return tuple(size * len(shards) if at == dim else size for at, size in enumerate(shape))
 
 
-def find_shards(path: Path) -> tuple[Layout, list[Path]]:
-    """Layout and files of a folder, in the order of ranks; anything but one whole set is one line of error."""
+def find_shards(path: Path) -> tuple[Format, list[Path]]:
+    """Format and files of a folder, in the order of ranks; anything but one whole set is one line of error."""
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder; give the folder of a published checkpoint")
-    found: dict[Layout, dict[Path, re.Match[str]]] = {}
+    found: dict[Format, dict[Path, re.Match[str]]] = {}
     for file in sorted(path.glob("*.pth")):
         for layout, pattern in FILE_NAMES.items():
             if match := pattern.fullmatch(file.name):
@@ -165,7 +152,7 @@ def find_shards(path: Path) -> tuple[Layout, list[Path]]:
     if not found:
         there = ", ".join(sorted(p.name for p in path.iterdir())[:4]) or "nothing"
         raise ValueError(
-            f"{path}: unknown layout ({there}); known: consolidated.RR-of-NN.model.pth, "
+            f"{path}: unknown layout, no consolidated.RR-of-NN.model.pth there ({there}); known beside it: "
             "consolidated.RR-of-NN.model-diff.pth, Meta's consolidated.RR.pth"
         )
     if len(found) > 1:
@@ -176,7 +163,7 @@ def find_shards(path: Path) -> tuple[Layout, list[Path]]:
     return layout, sorted(files, key=lambda file: int(files[file][1]))
 
 
-def _check_ranks(path: Path, layout: Layout, names: Sequence[re.Match[str]]) -> None:
+def _check_ranks(path: Path, layout: Format, names: Sequence[re.Match[str]]) -> None:
     totals = {int(name[2]) for name in names} if layout != "meta" else {max(int(name[1]) for name in names) + 1}
     if len(totals) > 1:
         raise ValueError(f"{path}: shards of several sets ({names[0][0]}, {names[-1][0]}); keep one set in the folder")
@@ -184,29 +171,18 @@ def _check_ranks(path: Path, layout: Layout, names: Sequence[re.Match[str]]) -> 
     ranks = [int(name[1]) for name in names]
     if lost := sorted(set(range(total)) - set(ranks)):
         raise ValueError(
-            f"{path}: missing {file_name(layout, lost[0], total)}, {len(lost)} of {total} shards; fetch it"
+            f"{path}: missing {file_name(layout, lost[0], total)}, {len(lost)} of {total} shards, so they are not all "
+            "of one set; fetch it"
         )
     if len(ranks) != total:
         raise ValueError(f"{path}: {len(ranks)} files for {total} shards; keep one set in the folder")
 
 
-def file_name(layout: Layout, rank: int, total: int) -> str:
+def file_name(layout: Format, rank: int, total: int) -> str:
     """Name of one shard's file."""
     if layout == "meta":
         return f"consolidated.{rank:02d}.pth"
     return f"consolidated.{rank:02d}-of-{total:02d}.model{'-diff' if layout == 'delta' else ''}.pth"
-
-
-def load_pickle(path: Path) -> dict[str, object]:
-    """A torch pickle of tensors, memory-mapped and without running code; ValueError when it is not whole."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a whole checkpoint of tensors ({reason}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name; is it a published checkpoint?")
-    return content
 
 
 def check_cut(shapes: Mapping[str, Sequence[int]], num_shards: int) -> None:
@@ -229,7 +205,7 @@ def shard_of(name: str, whole: torch.Tensor, rank: int, total: int) -> torch.Ten
     return part.clone(memory_format=torch.contiguous_format)
 
 
-def save_shard(tensors: Mapping[str, torch.Tensor], path: Path, *, layout: Layout, wrapped: bool = True) -> None:
+def save_shard(tensors: Mapping[str, torch.Tensor], path: Path, *, layout: Format, wrapped: bool = True) -> None:
     """Write one rank's file; names with the prefix `llma.`, which Meta's layout does without."""
     state = {name.removeprefix(PREFIX) if layout == "meta" else name: tensor for name, tensor in tensors.items()}
     torch.save({"model": state} if wrapped and layout != "meta" else state, path)
@@ -239,10 +215,12 @@ def _is_wrapped(state: Mapping[str, object]) -> bool:
     return isinstance(state.get("model"), dict)
 
 
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.equal(raw(one), raw(other))
-
-
-def raw(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor: uint8[nbytes], without a copy where it is contiguous."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+def read_published(path: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors of a published folder, whole, by their published names."""
+    folder = ShardFolder(Path(path))
+    if folder.is_delta:
+        raise ValueError(f"{path} holds differences to a base; import it together with the base's folder")
+    tensors = {name: folder.whole(name) for name in folder.names}
+    if folder.unequal:
+        log.warning("%s: %d tensors are not the same in every shard; shard 0's were taken", path, len(folder.unequal))
+    return tensors

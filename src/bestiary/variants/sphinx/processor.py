@@ -46,12 +46,12 @@ TOO_LONG = ("error", "skip", "truncate_text")
 class SphinxProcessor:
     """Sample -> Example for SPHINX: chat text, label mask, image canvas, and the room they take.
 
-    tokenizer: path of a sentencepiece model.
+    tokenizer: path of a sentencepiece model, or of a folder in Hugging Face's layout.
     canvas_px: side of the square the image is padded and resized to. image_rows: positions one image takes, tags
         included (1455 for five views of 291). num_views: views the encoders see of one image.
     max_tokens: positions of a row; what the image leaves of it is the text's.
-    template: a chat of `chat.TEMPLATES`, or a question form of `chat.SINGLE_TURN` (an instruction's further input is
-        then `sample.meta["input"]`).
+    template: a chat of `chat.TEMPLATES`; a question form of `chat.SINGLE_TURN` (an instruction's further input is then
+        `sample.meta["input"]`); or `chat.DOCUMENT`: one caption or plain text, learned whole, its EOS too.
     too_long: "truncate_text" cuts the text's end, never a visual position; "error" and "skip" raise
         SampleTooLongError, and the stream decides.
     reference_quirks: what the published loader does where ours differs: labels by search, the right cut, empty answers,
@@ -86,7 +86,7 @@ class SphinxProcessor:
         self.exact_pil = exact_pil
         self._chat: chat.ChatTemplate | None = None
         self._prompt_chat: chat.ChatTemplate | None = None
-        if template not in chat.SINGLE_TURN:
+        if template not in (*chat.SINGLE_TURN, chat.DOCUMENT):
             self._chat = chat.template_named(template)
             self._prompt_chat = chat.template_named(self._chat.prompt) if self._chat.prompt else self._chat
         self._stops = self._find_stops()
@@ -101,11 +101,14 @@ class SphinxProcessor:
             ids, labels = self._remembered(sample) or self._encoded(sample)
             return self._example(sample, ids, labels, rng)
 
-    def prompt(self, sample: Sample) -> Example:
-        """The sequence up to the answer to the last human turn; what comes after that turn is left out."""
+    def prompt(self, sample: Sample, *, answer_start: str = "") -> Example:
+        """The sequence up to the answer to the last human turn; what comes after that turn is left out.
+
+        answer_start: see `schema.Processor`; right behind the open turn, so it begins with a space of its own.
+        """
         with _naming(sample):
-            ids = self._prompt_text(sample)
-            self._require_fit(sample, len(ids))
+            ids = self._prompt_text(sample, answer_start)
+            self._require_fit(sample, len(ids), remedy="raise it or shorten that turn")
             return self._example(sample, np.array(ids), np.full(len(ids), IGNORE), None)
 
     def stop_sequences(self) -> list[list[int]]:
@@ -154,7 +157,9 @@ class SphinxProcessor:
             raise ValueError("there is no assistant answer to learn; add one or use the sample for prompts only")
         if not self.reference_quirks and not all(answers):
             raise ValueError("an assistant answer is empty; fill it or drop the turn")
-        if self._chat is None:
+        if self.template == chat.DOCUMENT:
+            ids, labels = chat.encode_document(self.tokenizer, self._document(turns))
+        elif self._chat is None:
             question, answer = self._single(turns)
             prompt = chat.single_turn_prompt(self.template, question, _context(sample))
             ids, labels = chat.encode_single_turn(self.tokenizer, prompt, answer)
@@ -165,19 +170,21 @@ class SphinxProcessor:
             labels = [label or IGNORE for label in labels]
         return self._cut(sample, ids, labels)
 
-    def _prompt_text(self, sample: Sample) -> list[int]:
+    def _prompt_text(self, sample: Sample, answer_start: str) -> list[int]:
         turns = self._turns(sample, verbatim=self.reference_quirks)
         while turns and turns[-1].role != "human":
             turns.pop()
-        if not turns:
+        if not turns and self.template != chat.DOCUMENT:
             raise ValueError("there is no human turn to answer; add the question")
-        if self._prompt_chat is None:
+        if self.template == chat.DOCUMENT:  # goes on from the words of the human turn, or from the picture alone
+            text = self._document([replace(turn, role="assistant") for turn in turns] or [Turn("assistant", "")])
+        elif self._prompt_chat is None:
             if len(turns) != 1:
                 raise ValueError(f"template {self.template} takes one question, not {len(turns)} turns")
             text = chat.single_turn_prompt(self.template, turns[0].text, _context(sample))
         else:
             text = chat.render(self._prompt_chat, turns, is_open=True).text
-        return chat.encode_prompt(self.tokenizer, text)
+        return chat.encode_prompt(self.tokenizer, text + answer_start)
 
     def _turns(self, sample: Sample, *, verbatim: bool = False) -> list[Turn]:
         """The sample's turns, checked and cleaned; the sample itself is left alone."""
@@ -189,9 +196,10 @@ class SphinxProcessor:
                 raise ValueError(f"turn {number} is {turn.text!r:.40}, not text; write it as a string")
             _require_unicode(turn.text, f"turn {number}")
         self._require_sane(sample)
-        verbatim = verbatim or (self._chat is None and self.reference_quirks)
-        if verbatim:
+        if verbatim or (self.template in chat.SINGLE_TURN and self.reference_quirks):
             return list(sample.turns)
+        if self.template == chat.DOCUMENT and not sample.images:  # web text may well hold a tag of its own
+            return [replace(turn, text=turn.text.strip()) for turn in sample.turns]
         form = self._chat or chat.TEMPLATES["current"]
         return [replace(turn, text=chat.clean(turn.text, form)) for turn in sample.turns]
 
@@ -200,6 +208,13 @@ class SphinxProcessor:
             raise ValueError(f"template {self.template} takes one question and one answer, not {len(turns)} turns")
         return turns[0].text, turns[1].text
 
+    def _document(self, turns: list[Turn]) -> str:
+        words = [turn for turn in turns if turn.text or turn.role == "assistant"]
+        if [turn.role for turn in words] != ["assistant"]:
+            told = " and ".join(turn.role for turn in words)
+            raise ValueError(f"template {self.template} takes one text, not {told}; drop the question or take a chat")
+        return words[0].text
+
     def _check(self, sample: Sample) -> None:
         """Raises for what this model cannot mean."""
         _context(sample)
@@ -207,7 +222,8 @@ class SphinxProcessor:
             raise ValueError("the conversation is empty; give it a human and an assistant turn")
         if len(sample.images) > 1:
             raise ValueError(f"{len(sample.images)} images, but this model takes one; join them into one picture")
-        if not sample.images and any(chat.IMAGE_TAG in str(turn.text) for turn in sample.turns):
+        is_plain = self.template == chat.DOCUMENT or bool(sample.images)
+        if not is_plain and any(chat.IMAGE_TAG in str(turn.text) for turn in sample.turns):
             raise ValueError(f"the text speaks of an {chat.IMAGE_TAG} but the sample has none; add it or cut the tag")
         self._check_regions(sample)
 
@@ -255,23 +271,36 @@ class SphinxProcessor:
 
     def _cut(self, sample: Sample, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
         if self.too_long != "truncate_text":
-            self._require_fit(sample, len(ids))
-        room = self.max_tokens - self._num_visual(sample)
+            self._require_fit(
+                sample, len(ids), remedy="raise it, shorten that turn, or set too_long to skip or truncate_text"
+            )
+        room = max(0, self.max_tokens - self._num_visual(sample))
         if all(label == IGNORE for label in labels[1:room]):
-            raise ValueError(f"cut from {len(ids)} to {room} text tokens no answer is left; raise max_tokens")
+            filled = self._turn_beyond(sample, room)
+            raise ValueError(
+                f"cut from {len(ids)} to {room} text tokens no answer is left; raise max_tokens or shorten {filled}"
+            )
         return ids[:room], labels[:room]
 
-    def _require_fit(self, sample: Sample, num_text: int) -> None:
+    def _require_fit(self, sample: Sample, num_text: int, *, remedy: str) -> None:
         num_visual = self._num_visual(sample)
         if num_text + num_visual > self.max_tokens:
             raise SampleTooLongError(
                 sample.key,
                 f"{num_text} text tokens and {num_visual} visual positions make {num_text + num_visual}, but a row "
-                f"holds max_tokens={self.max_tokens}; raise it, shorten the text, or set too_long to skip or "
-                "truncate_text",
+                f"holds max_tokens={self.max_tokens}, which {self._turn_beyond(sample, self.max_tokens - num_visual)} "
+                f"is the first to pass; {remedy}",
                 num_text + num_visual,
                 self.max_tokens,
             )
+
+    def _turn_beyond(self, sample: Sample, room: int) -> str:
+        """The turn with which the text first takes more than `room` tokens, in words."""
+        turns = self._turns(sample)
+        # Without a chat there are a question and an answer; what is only the sequence's end is the last turn's.
+        form = self._chat or chat.ChatTemplate("", "", "", "", "", "")
+        number = chat.first_beyond(self.tokenizer, form, turns, room) or len(turns)
+        return f"turn {number} ({turns[number - 1].role})"
 
     # Pixels and the whole
 

@@ -13,7 +13,7 @@ import torch
 from bestiary.language.llama_names import _BLOCK, _TOP
 from bestiary.mllm import MultimodalLM
 from bestiary.variants.conversion import Converter, Report, Rule, load_weights
-from bestiary.variants.sphinx.published import read_published
+from bestiary.variants.sphinx.consolidated import read_published
 
 __all__ = [
     "SPHINX",

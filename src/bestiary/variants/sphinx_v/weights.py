@@ -9,7 +9,7 @@ import torch
 
 from bestiary.mllm import MultimodalLM
 from bestiary.variants.conversion import Converter, Report, Rule, load_weights
-from bestiary.variants.sphinx.published import read_published
+from bestiary.variants.sphinx.consolidated import read_published
 from bestiary.variants.sphinx.weights import SPHINX_RULES, head_dim
 
 __all__ = ["SPHINX_V", "load_published", "load_reference", "load_weights", "manifest", "to_ours", "to_reference"]

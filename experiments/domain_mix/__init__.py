@@ -1,0 +1,1 @@
+"""A study: what does mixing the weights of two domains' models give on both domains?"""
