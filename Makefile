@@ -32,7 +32,7 @@ lint: setup
 check: lint test
 
 slow: setup
-	$(RUN) -m pytest -m "slow and not gpu" -n 2 --dist loadfile
+	$(RUN) -m pytest -m "slow and not gpu" -n 2 --dist loadfile --durations=40
 
 # The other projects' loaders live in an environment of their own: some of their requirements break ours.
 $(PEERS)/.installed: experiments/throughput/peers.txt

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent
 def main(run: Run, config: DictConfig) -> int:
     """One run; returns the exit code. Heavy imports wait in here until the configuration is known to be good."""
     from bestiary.evaluation.suite import checked, run_suite
+    from bestiary.saved_run import build_pieces
     from bestiary.training import assembly
     from bestiary.training.fit import fit
     from data_modules.datamodule import StreamDataModule
@@ -30,13 +31,12 @@ def main(run: Run, config: DictConfig) -> int:
 
     assembly.place(run, ROOT)
     assembly.talk()
-    if not run.dry_run:
-        assembly.make_ready(run)
+    assembly.make_ready(run)
     sources, heldout = assembly.source_arguments(run)
     stream = partial(StreamDataModule, sources=sources, **assembly.stream_arguments(run))
     if run.dry_run:
         return assembly.show_plan(run, missing(sources, heldout), stream)
-    pieces = assembly.build_pieces(run)
+    pieces = build_pieces(run)
     data = stream(processor=pieces.processor)
     assembly.show(data.resolved_table(run.stage.max_steps))
     benchmarks = checked({name: build(node) for name, node in run.suite.items()}, samples := Samples(heldout))

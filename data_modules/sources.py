@@ -120,8 +120,8 @@ def parse_sources(sources: Mapping[str, Mapping[str, Any] | SourceSpec]) -> tupl
 
 
 def missing_sources(sources: Mapping[str, Mapping[str, Any] | SourceSpec]) -> list[str]:
-    """One line for every local source without finished shards; nothing is opened."""
-    return [_missing_line(spec) for spec in parse_sources(sources) if spec.is_missing]
+    """One short line for every local source without finished shards; nothing is opened."""
+    return [_absent(spec) for spec in parse_sources(sources) if spec.is_missing]
 
 
 def _parse(name: str, given: Mapping[str, Any] | SourceSpec) -> SourceSpec:
@@ -210,11 +210,15 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def _absent(spec: SourceSpec) -> str:
+    return f"source {spec.name!r}: {spec.shown} {_why_missing(spec)}"
+
+
 def _missing_line(spec: SourceSpec) -> str:
     how = f" with `{spec.make}`" if spec.make else ""
     return (
-        f"source {spec.name!r}: {spec.shown} {_why_missing(spec)}; write its shards there{how}, "
-        f"or set data.sources.{spec.name}.path (data.heldout.{spec.name}.path)"
+        f"{_absent(spec)}; write its shards there{how}, or set data.sources.{spec.name}.path (of a benchmark: "
+        f"data.heldout.{spec.name}.path)"
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from bestiary.compose import base_of, build, check_targets, explain, register_schema, signature, typed
+from bestiary.compose import base_of, build, check_targets, explain, load_run, register_schema, signature, typed
 from bestiary.config import Run
 
 ROOT = Path(__file__).parents[1]
@@ -105,11 +105,38 @@ def test_unknown_overrides_and_choices_end_with_one_line() -> None:
 
 
 def test_targets_outside_the_allowlist_are_refused() -> None:
-    for target in ["os.system", "torch.load", "pathlib.Path.unlink", "bestiary_evil.x", "builtins.eval"]:
+    outside = [
+        "os.system",
+        "torch.load",
+        "pathlib.Path.unlink",
+        "bestiary_evil.x",
+        "builtins.eval",
+        "bestiary.cli.main",
+    ]
+    imported = ["bestiary.evaluation.report.replace", "bestiary.variants.tensor_file.safe_open"]
+    private = ["bestiary.evaluation.report._flat"]
+    for target in [*outside, *imported, *private]:
         with pytest.raises(ValueError, match="not allowed"):
             check_targets({"a": [{"_target_": target}]})
         with pytest.raises(ValueError, match="not allowed"):
             build({"_target_": target})
+
+
+@pytest.mark.parametrize("where", ["model.build._target_", "model.build.vision.clip._target_", "data.prepare._target_"])
+def test_a_run_directory_from_elsewhere_reaches_no_other_callable(tmp_path: Path, where: str) -> None:
+    run = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(composed("experiment=sphinxv_stage1"))))
+    for target, refusal in [("os.system", "not allowed"), ("bestiary.evaluation.report.replace", "only imports")]:
+        OmegaConf.update(run, where, target, force_add=True)
+        (tmp_path / "config.resolved.yaml").write_text(OmegaConf.to_yaml(run))
+        with pytest.raises(ValueError, match=refusal):
+            load_run(tmp_path)
+
+
+def test_arguments_that_a_target_does_not_take_or_lacks_are_one_line() -> None:
+    with pytest.raises(ValueError, match="takes no 'tolerance'"):
+        check_targets({"_target_": "bestiary.evaluation.rules.ExactMatch", "tolerance": 1})
+    with pytest.raises(ValueError, match=r"QuestionBenchmark: missing a required argument: 'rule'"):
+        build({"_target_": "bestiary.evaluation.question_benchmark.QuestionBenchmark", "name": "a"})
 
 
 def test_a_target_that_does_not_exist_names_the_nearest() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from bestiary.saved_run import build_pieces
+from bestiary.training.parents import load_first_weights
 from experiments.demo_assets import __main__ as steps
-from experiments.demo_assets import encoders, prompt_fit, tokenizer
-from experiments.demo_assets.model import demo_model
+from experiments.demo_assets import encoders, ovis_encoder, ovis_llm, prompt_fit, tokenizer
+from experiments.demo_assets.model import demo_model, demo_run
 
 pytestmark = pytest.mark.slow
 
@@ -43,3 +45,17 @@ def test_the_assets_are_made_step_by_step(tmp_path: Path, monkeypatch: pytest.Mo
             names |= set(tensors.keys())
     assert names == set(demo_model().state_dict())
     assert steps.RUN_DIR.parent.name == "runs"
+
+
+def test_ovis_assets_are_made_and_fit_the_demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, arguments in ((ovis_encoder, []), (ovis_llm, ["--seconds", "0.5", "--tokens", "200"])):
+        monkeypatch.setattr(sys, "argv", ["step", "--out", str(tmp_path), *arguments])
+        module.main()
+    run = demo_run("experiment=ovis_s1", f"model.processor.tokenizer={tmp_path}/tokenizer")
+    pieces = build_pieces(run)  # also checks that the tokenizer is the decoder's
+    files = [str(tmp_path / name) for name in ("clip.safetensors", "llm.safetensors")]
+    given = load_first_weights(pieces.model, files, pieces.identity)
+    assert {name.split(".")[1] for name in set(pieces.model.state_dict()) - given} == {"head", "table"}
+    shipped = {path.name: path.stat().st_size for path in ovis_llm.ASSETS.rglob("*") if path.is_file()}
+    assert {"clip.safetensors", "llm.safetensors", "tokenizer.json"} <= set(shipped)
+    assert sum(shipped.values()) < 2.5e6

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import eval as scoring
 import train
 from bestiary.compose import register_schema, typed
-from bestiary.training import assembly
+from bestiary.saved_run import build_pieces
 from bestiary.training.parents import load_parent
 from bestiary.training.run_dir import TIME_FIELDS, RunDir
 
@@ -30,7 +30,17 @@ ROOT = Path(__file__).parents[1]
 STEPS, STOP = 20, 10
 ROWS = 2
 SIZES = {
-    "build_plain": {"caption": 96, "documents": 48, "vqa": 64, "rec": 64, "grounded": 24, "dialogs": 24},
+    "build_plain": {
+        "caption": 96,
+        "documents": 48,
+        "vqa": 64,
+        "rec": 64,
+        "grounded": 24,
+        "dialogs": 24,
+        "ovis_caption": 64,
+        "ovis_description": 64,
+        "ovis_questions": 64,
+    },
     "build": {"stage1": 24, "stage2": 24, "heldout": 2, "heldout_tasks": 1},
 }
 """Training samples of a source; a held-out source of build_plain has 4."""
@@ -42,6 +52,9 @@ PARENTS = {
     "sphinx_v2_1k_finetune": ["sphinx_1k_stage2", "sphinx_v2_1k_finetune"],
     "sphinxv_stage1": ["sphinx_1k_stage2", "sphinx_v2_1k_finetune"],
     "sphinxv_stage2": ["sphinxv_stage1", "sphinxv_stage2"],
+    "ovis_s1": [],
+    "ovis_s2": ["ovis_s1", "ovis_s2"],
+    "ovis_s3": ["ovis_s2", "ovis_s3"],
 }
 """Recipe -> the stages whose runs it starts from."""
 STARTS = {
@@ -50,6 +63,8 @@ STARTS = {
     "sphinx_1k_stage2": "sphinx_1k_stage1",
     "sphinx_v2_1k_finetune": "sphinx_1k_stage2",
     "sphinxv_stage1": "sphinx_v2_1k_finetune",
+    "ovis_s2": "ovis_s1",
+    "ovis_s3": "ovis_s2",
 }
 """Recipe -> the recipe whose run it starts from here; the others start from shipped weights."""
 FINISHED: list[str] = []
@@ -185,7 +200,7 @@ def test_a_stage_starts_from_the_stages_it_names_and_refuses_others_in_one_line(
         finish(root, experiment)
     for experiment, parents in PARENTS.items():
         run = typed(recipe(root, experiment, "never"))
-        pieces = assembly.build_pieces(run)
+        pieces = build_pieces(run)
         given = {"weights": run.model.weights, "unused": run.model.unused_weights}
         for parent in PARENTS:
             try:

@@ -44,7 +44,7 @@ def test_documents_hold_commands_and_ci_runs_the_make_ones() -> None:
 @pytest.fixture(scope="module")
 def fresh_run() -> None:
     """The documents' run directories must not be there yet, as for a newcomer."""
-    for name in ("readme", "score", "stream-readme", "lora", "lora-merged", "lora-adapter"):
+    for name in ("readme", "first", "second", "stream-readme", "lora", "lora-merged", "lora-adapter", "words"):
         shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""SPHINX's recipes: published sizes, the source of every number, what may start what, the switches of their YAML."""
+"""Recipes: published sizes, the source of every number, what may start what, the switches of their YAML."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from bestiary.config import Run
 from bestiary.language.decoder import Decoder, llama_config
 from bestiary.mllm import MultimodalLM
 from bestiary.saved_run import build_pieces, with_processor
-from bestiary.training.assembly import check_start, load_first_weights, show_plan
+from bestiary.training.assembly import check_start, show_plan
+from bestiary.training.parents import load_first_weights
 from bestiary.training.stages import apply_stage
 from tests.test_compose import ROOT, composed
 
-MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("sphinx*.yaml"))
 RECIPES = sorted(path.stem for path in (ROOT / "conf/experiment").glob("sphinx_*.yaml"))
 TOKENIZER = "src/bestiary/variants/sphinx_v/assets/tokenizer.model"
-SOURCED = re.compile(r"sphinx(_v)?\.md|params\.json|BLIP-2's configuration|unpublished, our choice")
+SOURCED = re.compile(
+    r"(sphinx(_v)?|ovis|monkey)\.md|params\.json|config\.json|BLIP-2's configuration|unpublished, our choice"
+)
 NUMBER = re.compile(r"(?<![\w./'-])-?\d[\d_]*(\.\d+)?(e-?\d+)?(?![\w'])")
 
 
@@ -164,7 +167,11 @@ def _paper_files() -> list[Path]:
     conf = ROOT / "conf"
     named = [*conf.glob("family/*.yaml"), *conf.glob("stage/sphinx_*.yaml"), conf / "scale/family/sphinx_paper.yaml"]
     scaled = [path for path in conf.glob("scale/*/sphinx_*/paper.yaml") if path.parent.name != "sphinx_v"]
-    return sorted([*named, *scaled, *conf.glob("decoder/llama2_*.yaml"), *conf.glob("model/sphinx*.yaml")])
+    ovis = [path for part in ("stage/ovis_*", "scale/*/ovis*/paper", "scale/stage/ovis_s3/lr/*",
+                          "scale/*/monkey*/paper")
+            for path in conf.glob(f"{part}.yaml")]  # fmt: skip
+    decoders = [path for path in conf.glob("decoder/*.yaml") if not path.stem.endswith("_demo")]
+    return sorted([*named, *scaled, *ovis, *decoders, *conf.glob("model/*.yaml")])
 
 
 @pytest.mark.parametrize("path", _paper_files(), ids=lambda path: str(path.relative_to(ROOT / "conf")))

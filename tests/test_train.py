@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from bestiary.cli import main as bestiary
 from bestiary.training.run_dir import RunDir
@@ -134,6 +136,7 @@ def test_stage_2_takes_a_stage_1_run_as_parent_and_refuses_the_wrong_ones(data: 
     finish(*second, f"parent={first}", f"run_dir={tmp_path}/second")
     stage_1 = ["experiment=sphinxv_stage1", *data, "logger=csv", f"run_dir={tmp_path}/x"]
     assert "starts without a parent" in finish(*stage_1, f"parent={tmp_path}/second", code=1)
+    assert not (tmp_path / "x").exists()
     file = next((first / "checkpoints").glob("step-*/model.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])
     assert "model.safetensors" in finish(*second, f"parent={first}", f"run_dir={tmp_path}/y", code=1)
@@ -223,6 +226,8 @@ def test_a_run_that_cannot_start_leaves_no_directory_and_a_dry_run_says_why(data
     elsewhere = f"data.sources.natural_stage2.path={tmp_path}"
     assert f"{tmp_path} has no source.json" in finish(*asked, elsewhere, code=1)
     assert "nowhere does not exist" in finish(*asked, f"parent={tmp_path / 'nowhere'}", code=1)
+    save_file({"x": torch.zeros(1)}, tmp_path / "p.safetensors", metadata={"identity": '{"tokenizer": "other"}'})
+    assert "made with tokenizer=other" in finish(*asked, f"parent={tmp_path / 'p.safetensors'}", code=1)
     assert not (tmp_path / "run").exists()
     assert "missing on disk: 1\n" in finish(*asked, elsewhere, "dry_run=true")
     assert "expected fill" in finish(*asked, "dry_run=true")

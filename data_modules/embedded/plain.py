@@ -4,9 +4,10 @@ Every source holds all asked domains in turn (sample n shows domain n mod their 
 are fewer and larger than in the marked data, because a picture may reach the model in one small view.
 
 Training samples are conversations as SPHINX is trained on them, instruction and all; a caption or a document is one
-assistant turn, Ovis' captions stand behind their template (`meta["data_format"]`). Held-out questions are as the adapter `benchmark` writes them: the bare question as the turn, in `meta`
-how to ask and score it (`prompt`, `metric`, `max_new_tokens`) with the truth (`gt_answers`; a box in pixels of the
-picture, `gt_box` and the answer's text in fractions of it).
+assistant turn, Ovis' captions stand behind their template (`meta["data_format"]`). Held-out questions are as the
+adapter `benchmark` writes them: the bare question as the turn, in `meta` how to ask and score it (`prompt`, `metric`,
+`max_new_tokens`) with the truth (`gt_answers`; a box in pixels of the picture, `gt_box` and the answer's text in
+fractions of it).
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ PARTS: Mapping[str, PlainPart] = {
     "sphinx_dialogs": PlainPart(1000, 48, 70_000_000),
     "ovis_caption": PlainPart(6000, 96, 80_000_000, _ovis_caption),
     "ovis_description": PlainPart(6000, 96, 90_000_000, _description),
+    "ovis_questions": PlainPart(6000, 240, 100_000_000, _vqa),
 }
 
 
@@ -177,7 +179,7 @@ def plain_sample(source: str, seed: int, number: int, *, domains: Sequence[Domai
         key = f"{source}-{seed}-{number:08d}"
         return Sample(key=key, source=source, domain=TEXT_DOMAIN, turns=turns, meta=facts | more | _id(more, number))
     picture = scene(domain, seed, index, split, look=LOOK_PLAIN)
-    other = scene(domain, seed, index + 1_000_000, split, look=LOOK_PLAIN) if task == "sphinx_vqa" else picture
+    other = scene(domain, seed, index + 1_000_000, split, look=LOOK_PLAIN) if part.make is _vqa else picture
     turns, more = part.make(rng, split, picture, other)
     return Sample(
         key=f"{source}-{domain}-{seed}-{number:08d}",

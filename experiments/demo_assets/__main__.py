@@ -1,6 +1,7 @@
-"""Makes all assets of the demo, one after another: tokenizer, encoders, prompt fit, stage 1 (`make demo-assets`).
+"""Makes all assets of the demos, one after another: tokenizer, encoders, prompt fit, stage 1; then Ovis' own
+(`make demo-assets`).
 
-About 40 minutes on two cores. Every step can be run alone; see README.md.
+About 65 minutes on two cores. Every step can be run alone; see README.md.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def main() -> None:
         "prompt_fit": ["-m", "experiments.demo_assets.prompt_fit"],
         "stage1": ["train.py", "experiment=sphinxv_stage1", f"run_dir={RUN_DIR}"],
         "export": ["-m", "experiments.demo_assets.export", str(RUN_DIR)],
+        "ovis_encoder": ["-m", "experiments.demo_assets.ovis_encoder"],
+        "ovis_llm": ["-m", "experiments.demo_assets.ovis_llm"],
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--begin", choices=list(steps), default="tokenizer")

@@ -15,6 +15,7 @@ from data_modules.embedded.assets import icon_names, object_names
 from data_modules.embedded.plain import DESCRIBE, LOOK_PLAIN
 from data_modules.embedded.plain_tasks import SHORT_ANSWER, caption, draw_pair, questions, text_exchange
 from data_modules.embedded.scene import Scene, Thing, draw_labels, draw_size, place
+from data_modules.embedded.tasks import where
 
 GRID = 4
 """Cells a side: the patch grid of the demo's vision encoder."""
@@ -23,7 +24,10 @@ SEEN = 0.2
 """Share of a cell that a thing must cover to be named there; the cell of its middle always names it."""
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 """As Ovis 1.0's Qwen format opens every conversation."""
+QUESTIONS = 6
+"""Questions about one map."""
 LABELS = tuple((name, "object") for name in object_names()) + tuple((name, "icon") for name in icon_names())
+PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 
 Piece = tuple[str, bool]
 """Text, and whether it is learned."""
@@ -50,12 +54,12 @@ def draw_scene(rng: Random) -> Scene:
     return Scene(Image.new("1", (width, height)), things)
 
 
-def map_words(scene: Scene) -> list[str]:
-    """The sixteen words of a scene's map, on the picture padded to a square."""
+def map_things(scene: Scene) -> list[Thing | None]:
+    """What the sixteen cells of a scene's map show, on the picture padded to a square."""
     width, height = scene.image.size
     side = max(width, height)
     dx, dy = (side - width) // 2, (side - height) // 2
-    words = [EMPTY] * GRID**2
+    shown: list[Thing | None] = [None] * GRID**2
     best = [SEEN] * GRID**2
     for thing in scene.things:
         x0, y0, x1, y1 = (GRID * (v + d) / side for v, d in zip(thing.box, (dx, dy, dx, dy), strict=True))
@@ -64,8 +68,18 @@ def map_words(scene: Scene) -> list[str]:
             cover = max(0.0, min(x1, column + 1) - max(x0, column)) * max(0.0, min(y1, row + 1) - max(y0, row))
             is_middle = column <= (x0 + x1) / 2 < column + 1 and row <= (y0 + y1) / 2 < row + 1
             if cover + is_middle > best[cell]:
-                words[cell], best[cell] = thing.label, cover + is_middle
-    return words
+                shown[cell], best[cell] = thing, cover + is_middle
+    return shown
+
+
+def map_words(scene: Scene) -> list[str]:
+    """The sixteen words."""
+    return [EMPTY if thing is None else thing.label for thing in map_things(scene)]
+
+
+def map_places(scene: Scene) -> list[int | None]:
+    """For every cell the number of the ninth of the picture that the middle of its thing lies in."""
+    return [None if thing is None else PLACES.index(where(scene, thing)) for thing in map_things(scene)]
 
 
 def map_text(scene: Scene) -> str:
@@ -78,25 +92,27 @@ def turn(role: str, words: str, *, learned: bool = False) -> list[Piece]:
     return [(f"<|im_start|>{role}\n", False), (f"{words}<|im_end|>", learned), ("\n", False)]
 
 
-def text(rng: Random) -> tuple[list[Piece], Scene | None]:
+FORMS = {"caption": 0.5, "description": 0.15, "questions": 0.3, "text": 0.05}
+"""Kinds of texts and their shares."""
+
+
+def text(rng: Random, form: str) -> tuple[list[Piece], Scene | None]:
     """One training text in pieces, and the scene whose map it begins with."""
-    if rng.random() < 0.1:
+    if form == "text":
         exchange = text_exchange(rng, *draw_pair(rng, LABELS, is_heldout=False))
         said = turn("user", exchange.question) + turn("assistant", exchange.answer, learned=True)
         return [(SYSTEM, False), *said], None
     scene = draw_scene(rng)
     shown = map_text(scene)
-    form = rng.random()
-    if form < 0.3:
+    if form == "caption":
         return [(f"{shown}'s caption: ", False), (caption(scene), True), ("<|endoftext|>", True)], scene
-    asked: list[tuple[str, str]] = []
-    if form < 0.5:
-        asked.append((DESCRIBE, caption(scene)))
-    strangers = draw_scene(rng).things
-    asked += [
-        (SHORT_ANSWER.format(e.question) if rng.random() < 0.7 else e.question, e.answer)
-        for e in questions(rng, scene, strangers, 3)
-    ]
+    asked = [(DESCRIBE, caption(scene))]
+    if form == "questions":
+        strangers = draw_scene(rng).things
+        asked = [
+            (SHORT_ANSWER.format(e.question) if rng.random() < 0.3 else e.question, e.answer)
+            for e in questions(rng, scene, strangers, QUESTIONS)
+        ]
     pieces: list[Piece] = [(SYSTEM, False)]
     for number, (question, answer) in enumerate(asked):
         pieces += turn("user", f"{shown} {question}" if number == 0 else question)

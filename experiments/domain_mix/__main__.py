@@ -21,6 +21,7 @@ from data_modules.embedded.generate import DOMAINS
 from data_modules.embedded.plain import build_plain
 from experiments.domain_mix import report
 from experiments.domain_mix.score import score
+from experiments.tables import write_tables
 
 log = logging.getLogger("domain_mix")
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stdout.write(report.table(found) + "\n")
     report.plot(found, args.out / "domain_mix.png")
     if (args.out / "README.md").exists():
-        report.write_into(args.out / "README.md", found)
+        write_tables(args.out / "README.md", report.table(found))
 
 
 def study(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-START, END = "<!-- tables -->", "<!-- end of tables -->"
 COLOURS = ("#2f6f4f", "#5b7db1")
 
 
@@ -19,15 +18,6 @@ def table(found: dict[str, Any]) -> str:
         cells = [f"{scores[n][k]:.3f}" for n in (a, b) for k in ("named", "named_other", "nll")]
         lines.append(f"| {beta} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def write_into(document: Path, found: dict[str, Any]) -> None:
-    """Put the table between the document's two marks; ValueError where it has none."""
-    text = document.read_text(encoding="utf-8")
-    if START not in text or END not in text:
-        raise ValueError(f"{document} has no {START} and {END}; put them where the table belongs")
-    before, rest = text.split(START)
-    document.write_text(f"{before}{START}\n\n{table(found)}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 def plot(found: dict[str, Any], path: Path) -> None:

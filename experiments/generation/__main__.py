@@ -28,6 +28,7 @@ from experiments.generation.contenders import (
     shortest_first,
     text_model,
 )
+from experiments.tables import write_tables
 
 log = logging.getLogger("generation")
 CASES = {"20-400": (20, 400), "60-140": (60, 140), "200, all equal": (200, 200)}
@@ -37,7 +38,6 @@ CONTENDERS: dict[str, Callable[[MultimodalLM, Prompts, int], list[list[int]]]] =
     "one by one": one_by_one,
     "references' algorithm": shortest_first,
 }
-START, END = "<!-- tables -->", "<!-- end of tables -->"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     (args.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(table(found) + "\n")
     if (args.out / "README.md").exists():
-        _write_into(args.out / "README.md", table(found))
+        write_tables(args.out / "README.md", table(found))
 
 
 def table(found: dict[str, Any]) -> str:
@@ -105,11 +105,6 @@ def _ratios(spent: list[float], base: list[float]) -> dict[str, float]:
     """Median time, and median and range of the ratios taken inside rounds."""
     ratios = [one / other for one, other in zip(spent, base, strict=True)]
     return {"ms": 1000 * median(spent), "ratio": median(ratios), "low": min(ratios), "high": max(ratios)}
-
-
-def _write_into(document: Path, text: str) -> None:
-    before, rest = document.read_text(encoding="utf-8").split(START)
-    document.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments.tables import write_tables
 from experiments.throughput import fill, measure, report, start, workload
 from experiments.throughput.measure import Contender
 
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     found = {task: found[task] for task in TASKS if task in found}
     report.plot(found, args.out)
     if (args.out / "README.md").exists():
-        report.write_into(args.out / "README.md", found)
+        write_tables(args.out / "README.md", "\n\n".join(report.table(task, found[task]) for task in found))
 
 
 def _read(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-START, END = "<!-- tables -->", "<!-- end of tables -->"
 TITLES = {
     "read": "read 98 KB + JSON",
     "prepare": "640x480: decode, pad, 448",
@@ -33,16 +32,6 @@ def table(task: str, found: Any) -> str:
             numbers = f"{line['fill']:.4f} | {line['offline']:.4f} | {line['ratio']:.3f} | {line['us']:.1f}"
             lines.append(f"| {line['mix']} | {line['budget']} | {numbers} |")
     return "\n".join(lines)
-
-
-def write_into(document: Path, found: dict[str, Any]) -> None:
-    """Put the tables between the document's two marks; ValueError where it has none."""
-    text = document.read_text(encoding="utf-8")
-    if START not in text or END not in text:
-        raise ValueError(f"{document} has no {START} and {END}; put them where the tables belong")
-    before, rest = text.split(START)
-    tables = "\n\n".join(table(task, found[task]) for task in found)
-    document.write_text(f"{before}{START}\n\n{tables}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 def plot(found: dict[str, Any], folder: Path) -> None:

@@ -256,7 +256,7 @@ def _measure(path: Path) -> Measure:
 
         return TextLengths(load_tokenizer(path).encode)
     from bestiary.compose import load_run
-    from bestiary.training.assembly import build_pieces
+    from bestiary.saved_run import build_pieces
 
     processor = build_pieces(load_run(path), on_meta=True).processor
     lengths: Measure | None = getattr(processor, "lengths", None)

@@ -19,7 +19,10 @@ def add_use(commands: Any) -> None:
     """Adds `ask` and `chat` to the console script."""
     ask: argparse.ArgumentParser = commands.add_parser("ask", help="ask a model about a picture and its marked regions")
     _add_source(ask)
-    ask.add_argument("image", type=Path)
+    ask.add_argument("image", type=Path, help="JPEG, PNG or WebP; without a picture: chat")
+    ask.add_argument(
+        "--image", dest="more", action="append", default=[], type=Path, metavar="FILE", help="a further one; repeatable"
+    )
     ask.add_argument("question", help='for example "What is <Mark 1>?"')
     _add_marks(ask)
     _add_settings(ask)
@@ -30,7 +33,7 @@ def add_use(commands: Any) -> None:
         description="Each line of the standard input is a question that knows those before it; /undo forgets the last.",
     )
     _add_source(chat)
-    chat.add_argument("--image", type=Path)
+    chat.add_argument("--image", type=Path, help="the picture it is about; without one text alone")
     _add_marks(chat)
     _add_settings(chat)
     chat.set_defaults(act=_chat)
@@ -56,7 +59,9 @@ def mark_of(kind: str) -> Callable[[str], Mark]:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="run directory; with --model a folder or file of weights")
+    parser.add_argument(
+        "run", type=Path, help="run directory; an imported folder with a model.yaml; with --model other weights"
+    )
     parser.add_argument("--model", metavar="NAME", help="the weights' model in conf/model, or a yaml of one's own")
     parser.add_argument("--scale", default="paper", help="the model's size, with --model (default: paper)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
@@ -81,19 +86,23 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most probable token")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--beams", type=int, default=1, help="search with so many hypotheses (temperature 0)")
 
 
 def _session(args: argparse.Namespace) -> Session:
     from bestiary.inference.session import Session, Settings
 
-    settings = Settings(args.max_new_tokens, args.temperature, args.top_p, seed=args.seed)
-    if args.model is None:
+    settings = Settings(args.max_new_tokens, args.temperature, args.top_p, seed=args.seed, num_beams=args.beams)
+    if args.model is None and not (args.run / "model.yaml").is_file():
+        if args.run.is_file():
+            raise ValueError(f"{args.run} is a file of weights; say what they are: --model NAME, and --scale")
         return Session.from_run(args.run, device=args.device, settings=settings)
     return Session.from_weights(args.run, model=args.model, scale=args.scale, device=args.device, settings=settings)
 
 
 def _ask(args: argparse.Namespace) -> None:
-    answer = _session(args).respond(args.image, args.question, args.marks, frame=_frame(args))
+    images = [args.image, *args.more]
+    answer = _session(args).respond(images, args.question, args.marks, frame=_frame(args))
     sys.stdout.write(f"{answer}\n")
 
 
@@ -110,7 +119,7 @@ def _answer(chat: Chat, line: str) -> None:
     if line == "/undo":
         chat.undo()
     elif line:
-        for piece in chat.stream(line):
+        for piece in chat.pieces(line):
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")

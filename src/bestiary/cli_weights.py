@@ -34,11 +34,12 @@ def _add_import(parent: Any) -> None:
         type=Path,
         nargs="+",
         metavar="FOLDER",
-        help="folder of consolidated.*.pth; or one Hugging Face folder or weights file of a part",
+        help="folder of consolidated.*.pth or of an Ovis; or one Hugging Face folder or weights file of a part",
     )
     take.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
     take.add_argument("--config", type=Path, metavar="FILE", help="config.json or params.json from elsewhere")
     take.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.model from elsewhere")
+    take.add_argument("--for", dest="model", metavar="MODEL", help="whose part it is: sphinx (default) or ovis")
     take.add_argument(
         "--may-lack",
         action="append",
@@ -56,7 +57,7 @@ def _add_export(parent: Any) -> None:
     give: argparse.ArgumentParser = parent.add_parser("export", help="imported or trained weights to published shards")
     give.add_argument("path", type=Path, metavar="WEIGHTS", help="imported folder, run directory, checkpoint or file")
     give.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
-    give.add_argument("--layout", metavar="LAYOUT", help="consolidated or meta; that of the import by default")
+    give.add_argument("--layout", metavar="LAYOUT", help="another format; that of the import by default")
     give.add_argument("--shards", type=int, metavar="N", help="as many as the import had by default")
     give.add_argument(
         "--like", type=Path, metavar="IMPORTED", help="import that trained weights began as: its order, dtypes, files"
@@ -169,7 +170,7 @@ def _import_part(args: argparse.Namespace) -> None:
     if args.config is not None:
         raise ValueError("--config is for consolidated shards; a part's config.json lies beside its weights")
     [source] = args.sources
-    asked = {"may_lack": args.may_lack, "keep_unknown": args.keep_unknown}
+    asked = {"may_lack": args.may_lack, "keep_unknown": args.keep_unknown, "model": args.model}
     done = import_part(source, args.out, tokenizer=args.tokenizer, **asked)
     sys.stdout.write(f"{args.out}: {done.name} for {done.target}, {done.num_parameters:,} parameters; {done.fit}\n")
     _show_names(done.fit)

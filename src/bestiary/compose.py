@@ -11,6 +11,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -25,10 +26,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from bestiary.config import Evaluation, Run, check_run
 
-ALLOWED_TARGETS = ("bestiary.", "data_modules.", "experiments.")
-"""Only these prefixes may be named by `_target_`; an outside YAML must not reach arbitrary callables."""
+ALLOWED_TARGETS = ("bestiary.evaluation.", "bestiary.training.module.", "bestiary.variants.", "data_modules.")
+"""Only public names defined below these prefixes may be a `_target_`: a run directory from elsewhere brings its own
+config, which must not reach arbitrary callables, nor what our modules import from others (`json.dump`)."""
 
-MARKERS = ("_target_", "_args_of_")
+_OURS = ("bestiary.", "data_modules.")
+
+MARKERS = {"_target_": ALLOWED_TARGETS, "_args_of_": _OURS}
 """`_target_` names what a node builds; `_args_of_` whose arguments a nested node holds, for the check alone."""
 
 GROUPS = ("data_mix", "decoder", "experiment")
@@ -163,7 +167,12 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
     check_targets(node)
     module, _, name = str(node["_target_"]).rpartition(".")
     target = getattr(importlib.import_module(module), name)
-    return target(**_without_markers(node), **extra)
+    arguments = {**_without_markers(node), **extra}
+    try:
+        inspect.signature(target).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{node['_target_']}: {error}; add it to the YAML or take it out") from error
+    return target(**arguments)
 
 
 def _without_markers(tree: Any) -> Any:
@@ -186,18 +195,18 @@ def check_targets(tree: Any, where: str = "") -> None:
             check_targets(item, f"{where}[{i}]")
     if not isinstance(tree, dict):
         return
-    for marker in MARKERS:
+    for marker, allowed in MARKERS.items():
         if marker in tree:
-            _check_keys(tree, str(tree[marker]), where or marker)
+            _check_keys(tree, str(tree[marker]), where or marker, allowed=allowed)
     for key, value in tree.items():
         check_targets(value, f"{where}.{key}" if where else str(key))
 
 
-def _check_keys(node: dict[str, Any], target: str, where: str) -> None:
-    if not target.startswith(ALLOWED_TARGETS):
-        raise ValueError(
-            f"{where}: _target_ {target!r} is not allowed; it must begin with {', '.join(ALLOWED_TARGETS)}"
-        )
+def _check_keys(node: dict[str, Any], target: str, where: str, *, allowed: tuple[str, ...]) -> None:
+    if not target.startswith(allowed):
+        raise ValueError(f"{where}: _target_ {target!r} is not allowed; it must begin with {', '.join(allowed)}")
+    if target.rpartition(".")[2].startswith("_"):
+        raise ValueError(f"{where}: _target_ {target!r} is not allowed; it is private: name a public class or function")
     parameters = signature(target)
     if parameters is None:
         return
@@ -223,6 +232,8 @@ def signature(target: str) -> tuple[str, ...] | None:
     for node in tree.body:  # a name the package re-exports
         if isinstance(node, ast.ImportFrom) and node.module and any(name == (a.asname or a.name) for a in node.names):
             original = next(a.name for a in node.names if name == (a.asname or a.name))
+            if not f"{node.module}.".startswith(_OURS):
+                raise ValueError(f"_target_ {target!r} is not allowed; {module} only imports {name} from {node.module}")
             return signature(f"{node.module}.{original}")
     raise ValueError(f"_target_ {target!r}: {module} has no {name!r}{nearest(name, named)}")
 
@@ -234,7 +245,7 @@ def _parameters(node: ast.FunctionDef | ast.ClassDef) -> tuple[str, ...] | None:
             own = tuple(
                 n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
             )
-            return own or None
+            return own if own or not node.bases else None
         node = init
     if node.args.kwarg:
         return None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bestiary.language.attention import PackedLayout
+from bestiary.language.beams import BeamDecoding
 from bestiary.language.decoder import Decoder
 from bestiary.language.generation import Decoding, Sampling, sequence_generator
 from bestiary.language.prompts import side_by_side
@@ -82,6 +83,12 @@ class MultimodalLM(nn.Module):
         parts = [part for part in (self.vision, self.regions) if part is not None]
         return {name: number for part in parts for name, number in cast("dict[str, int]", part.layout).items()}
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What weights of the parts depend on beside shapes (see `SphinxVision.identity`)."""
+        told = [getattr(part, "identity", {}) for part in (self.vision, self.regions)]
+        return {key: value for part in told for key, value in part.items()}
+
     # -- the steps of a batch ------------------------------------------------------------------------------------
 
     def splice(self, batch: Batch) -> Tensor:
@@ -117,6 +124,7 @@ class MultimodalLM(nn.Module):
         batch_size: int = 64,
         reference_batching: bool = False,
         ends: Callable[[list[int]], bool] | None = None,
+        num_beams: int = 1,
     ) -> list[list[int]]:
         """New token ids of every prompt, in the order given, without the stop sequence that ended the answer.
 
@@ -125,15 +133,18 @@ class MultimodalLM(nn.Module):
         by its own of several seeds and its key alone. An answer ends at a stop sequence (the end-of-sequence id is
         one), where `ends` says so of its ids, after `max_new_tokens`, or where the decoder's positions end.
         reference_batching: shorter prompts may go on to the total length of the longest, as in the published code.
+        num_beams: above 1, the best of so many hypotheses, see `language.beams`; `batch_size` then counts hypotheses.
         """
         sampling = Sampling(temperature, top_p)
+        check_beams(num_beams, temperature)
         budgets = self._budgets(examples, max_new_tokens, reference_batching)
         generators = _generators(examples, seed)
         outputs: list[list[int]] = [[] for _ in examples]
         by_length = sorted(range(len(examples)), key=lambda i: len(examples[i]))
         with self._evaluating():
-            for start in range(0, len(by_length), batch_size):
-                chosen = by_length[start : start + batch_size]
+            size = max(1, batch_size // num_beams)
+            for start in range(0, len(by_length), size):
+                chosen = by_length[start : start + size]
                 decoding = self._decoding(
                     [examples[i] for i in chosen],
                     budgets=[budgets[i] for i in chosen],
@@ -141,6 +152,7 @@ class MultimodalLM(nn.Module):
                     sampling=sampling,
                     generators=[generators[i] for i in chosen],
                     ends=ends,
+                    num_beams=num_beams,
                 )
                 for i, ids in zip(chosen, decoding.run(), strict=True):
                     outputs[i] = ids
@@ -166,6 +178,7 @@ class MultimodalLM(nn.Module):
                 sampling=Sampling(temperature, top_p),
                 generators=[sequence_generator(seed, example.key)],
             )
+            assert isinstance(decoding, Decoding)
             output, given = decoding.outputs[0], 0
             while not decoding.is_done:
                 decoding.step()
@@ -283,13 +296,19 @@ class MultimodalLM(nn.Module):
         sampling: Sampling,
         generators: Sequence[torch.Generator],
         ends: Callable[[list[int]], bool] | None = None,
-    ) -> Decoding:
+        num_beams: int = 1,
+    ) -> Decoding | BeamDecoding:
         """Prompts, shortest first, encoded and prefilled."""
         batch, image_index = side_by_side(examples, self.device)
+        embeds, lengths = self._splice(batch, image_index), [len(example) for example in examples]
+        if num_beams > 1:
+            return BeamDecoding(
+                self.decoder, embeds, lengths, num_beams=num_beams, budgets=budgets, stop=stop, ends=ends
+            )
         return Decoding(
             self.decoder,
-            self._splice(batch, image_index),
-            [len(example) for example in examples],
+            embeds,
+            lengths,
             budgets=budgets,
             stop=stop,
             sampling=sampling,
@@ -307,6 +326,14 @@ class MultimodalLM(nn.Module):
         finally:
             for module in training:
                 module.training = True
+
+
+def check_beams(num_beams: int, temperature: float) -> None:
+    """Raise for a number of beams that is none, or with a temperature, which beams have not."""
+    if num_beams < 1:
+        raise ValueError(f"num_beams={num_beams}: give 1 for the most probable token, or more to search")
+    if num_beams > 1 and temperature > 0:
+        raise ValueError(f"num_beams={num_beams} draws nothing, but temperature={temperature}: set one of them back")
 
 
 def _place(embeds_BTD: Tensor, slots_BT: Tensor, slot: Slot, rows: Tensor | None) -> None:

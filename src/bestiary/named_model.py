@@ -89,12 +89,17 @@ def check_config(folder: Path, model: MultimodalLM, *, called: str) -> None:
 
 def published_reader(run: Run) -> Callable[[MultimodalLM, Path], Any]:
     """What puts a published folder into a model: `load_published` of the `weights` module beside its builder."""
-    package = str(run.model.build["_target_"]).rsplit(".", 2)[0]
-    found = importlib.util.find_spec(f"{package}.weights")
-    reader = getattr(importlib.import_module(f"{package}.weights"), "load_published", None) if found else None
+    reader = of_variant(run, "load_published")
     if reader is None:
         raise ValueError(f"{run.model.name} reads no published folder; give a safetensors file or an imported folder")
-    return reader  # type: ignore[no-any-return]
+    return reader
+
+
+def of_variant(run: Run, name: str) -> Callable[[MultimodalLM, Path], Any] | None:
+    """A function of the `weights` module beside the model's builder; None where there is none of that name."""
+    package = str(run.model.build["_target_"]).rsplit(".", 2)[0]
+    found = importlib.util.find_spec(f"{package}.weights")
+    return getattr(importlib.import_module(f"{package}.weights"), name, None) if found else None
 
 
 def _model_of(path: Path, overrides: Sequence[str]) -> Model:

@@ -21,12 +21,15 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from bestiary.compose import build, load_run
 from bestiary.config import Run
 from bestiary.mllm import MultimodalLM
-from bestiary.named_model import at_project, check_config, named_run, published_reader
+from bestiary.named_model import at_project, check_config, named_run, of_variant, published_reader
 from bestiary.saved_tuning import plain_weights, rebuild, saves_all
 from bestiary.saved_weights import SavedWeights, check_identity, check_names, open_weights
 from bestiary.schema import Processor
 
 log = logging.getLogger(__name__)
+
+NODE = "model.yaml"
+"""What an import writes beside weights whose published config says everything about the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ def with_processor(run: Run, model: MultimodalLM, *, max_tokens: int | None = No
             f"the decoder has {vocab} token ids but the tokenizer {run.model.processor['tokenizer']} has {pieces}; "
             "set model.build.decoder.vocab_size, or use the tokenizer of the weights"
         )
-    return Pieces(model, processor, {"tokenizer": processor.tokenizer.sha256})
+    return Pieces(model, processor, {"tokenizer": processor.tokenizer.sha256, **model.identity})
 
 
 def load_saved_run(
@@ -101,7 +104,7 @@ def load_saved_run(
 def load_named(
     path: Path,
     *,
-    model: str | Path,
+    model: str | Path | None = None,
     scale: str = "paper",
     overrides: Sequence[str] = (),
     device: torch.device | str = "cpu",
@@ -110,23 +113,35 @@ def load_named(
     """Model and processor of weights that come without a run, in eval mode.
 
     path: a folder that `bestiary weights import` made, a published folder, or a safetensors file of ours. model, scale,
-    overrides: see `named_run`. The sizes must be those of the weights; a tokenizer beside them is theirs.
+    overrides: see `named_run`; None takes the model.yaml that an import wrote. The sizes must be those of the weights;
+    a tokenizer beside them is theirs.
     """
     where = device_named(device)
     if not path.exists():
         raise ValueError(f"weights {path} do not exist; give an imported or published folder, or a safetensors file")
+    if model is None and not (path / NODE).is_file():
+        raise ValueError(f"{path} has no {NODE} that says of which model it is; name it with model=")
+    model = path / NODE if model is None else model
     run = named_run(model, scale=scale, overrides=overrides)
-    beside = path / "tokenizer.model"
-    if beside.is_file():
-        run.model.processor["tokenizer"] = str(beside)
+    run.model.processor["tokenizer"] = _tokenizer_beside(path, str(run.model.processor["tokenizer"]))
     pieces = _empty(run, whole_context=True)
     check_config(path, pieces.model, called=f"model {model} at scale {scale}")
+    if (check := of_variant(run, "check_config")) is not None:
+        check(pieces.model, path)
     if path.is_file() or (path / "MANIFEST.json").is_file():
         put(pieces, open_weights(path, what="weights"), where=f"weights {path}")
     else:
         published_reader(run)(pieces.model, path)
     pieces.model.to(device=where, dtype=dtype).eval()
     return pieces
+
+
+def _tokenizer_beside(path: Path, told: str) -> str:
+    """The tokenizer beside weights, of the kind the model has (a .model file, a folder) where both are there."""
+    beside = {"file": path / "tokenizer.model", "folder": path / "tokenizer.json"}
+    kinds = ("file", "folder") if told.endswith(".model") else ("folder", "file")
+    found = next((kind for kind in kinds if beside[kind].is_file()), None)
+    return told if found is None else str(beside["file"] if found == "file" else path)
 
 
 def put(pieces: Pieces, weights: SavedWeights, *, where: str, origins: Iterable[SavedWeights] = ()) -> None:

@@ -127,13 +127,31 @@ def state(folder: Path) -> dict[str, Any]:
     return told
 
 
+def made_by(path: Path) -> str:
+    """The stage that made the weights at a path, without reading them; "" where that is not said or cannot be read."""
+    try:
+        if path.is_file():
+            with safe_open(path, framework="pt") as file:
+                return str((file.metadata() or {}).get("stage", ""))
+        root = path / "checkpoints"
+        newest = max(steps(root), default=None)
+        return str(state(path if newest is None else step_folder(root, newest))["stage"])
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return ""  # whoever opens the weights says what is wrong with them
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_IDENTITY_REMEDIES = {"tokenizer": "the weights would read other token ids: use the same tokenizer, or another parent"}
+VIEWS = "views"
+"""Key of `identity` that says which cuts of a picture a model sees: words, of which no tensor's shape depends."""
+_IDENTITY_REMEDIES = {
+    "tokenizer": "the weights would read other token ids: use the same tokenizer, or another parent",
+    VIEWS: "the weights saw pictures cut in another way: name the model they are of",
+}
 
 
 def check_identity(theirs: Mapping[str, str], ours: Mapping[str, str], *, where: str) -> None:
@@ -144,6 +162,12 @@ def check_identity(theirs: Mapping[str, str], ours: Mapping[str, str], *, where:
                 f"{where} was made with {key}={theirs[key]}, this run has {key}={value}; "
                 + _IDENTITY_REMEDIES.get(key, f"the weights mean nothing with another {key}: use the same")
             )
+
+
+def check_beginning(theirs: Mapping[str, str], ours: Mapping[str, str], *, where: str) -> None:
+    """`check_identity` for weights that training begins from: the model may see more views than they did."""
+    more = set(theirs.get(VIEWS, "").split()) <= set(ours.get(VIEWS, "").split())
+    check_identity({key: value for key, value in theirs.items() if key != VIEWS or not more}, ours, where=where)
 
 
 def check_names(

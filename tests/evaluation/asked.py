@@ -1,4 +1,4 @@
-"""Questions about small pictures, and stand-ins for a model and its processor that answer from what they are asked."""
+"""Questions about small pictures, and a stand-in for a model that answers from what it is asked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -14,7 +13,7 @@ from bestiary.evaluation.question_benchmark import QuestionBenchmark
 from bestiary.evaluation.questions import Question, question_of
 from bestiary.schema import Example, Sample, Turn
 
-from .scenes import example
+from .scenes import StandInProcessor
 
 Reply = Callable[[Sample], str]
 """What to say to a sample as it was asked."""
@@ -44,32 +43,10 @@ def asked_of(sample: Sample, picture: int = 0, category: str = "task") -> Questi
     return question_of(sample, picture, category=category)
 
 
-class AskedProcessor:
-    """Letters are ids; keeps what it was asked to turn into prompts, in order, and the answers' first words."""
-
-    def __init__(self) -> None:
-        self.seen: list[Sample] = []
-        self.starts: list[str] = []
-
-    def __call__(self, sample: Sample, *, rng: np.random.Generator | None = None) -> Example:
-        self.seen.append(sample)
-        return example(sample)
-
-    def prompt(self, sample: Sample, *, answer_start: str = "") -> Example:
-        self.starts.append(answer_start)
-        return self(sample)
-
-    def stop_sequences(self) -> list[list[int]]:
-        return [[0]]
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(map(chr, ids)).strip()
-
-
 class ReplyingModel(torch.nn.Module):
     """Says `reply(sample)` to the samples its processor saw last; keeps how it was asked."""
 
-    def __init__(self, processor: AskedProcessor, reply: Reply) -> None:
+    def __init__(self, processor: StandInProcessor, reply: Reply) -> None:
         super().__init__()
         self._processor, self._reply = processor, reply
         self.calls: list[dict[str, Any]] = []

@@ -97,17 +97,19 @@ def example(sample: Sample) -> Example:
 
 
 class StandInProcessor:
-    """Letters are ids; keeps the samples it was asked to turn into prompts."""
+    """Letters are ids; keeps what it was asked to turn into examples and prompts, in order, and the first words."""
 
     def __init__(self) -> None:
         self.seen: list[Sample] = []
+        self.starts: list[str] = []
 
     def __call__(self, sample: Sample, *, rng: np.random.Generator | None = None) -> Example:
-        return example(sample)
-
-    def prompt(self, sample: Sample) -> Example:
         self.seen.append(sample)
         return example(sample)
+
+    def prompt(self, sample: Sample, *, answer_start: str = "") -> Example:
+        self.starts.append(answer_start)
+        return self(sample)
 
     def stop_sequences(self) -> list[list[int]]:
         return [[0]]

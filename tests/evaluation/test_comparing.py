@@ -19,7 +19,8 @@ def put(run: Path, lines: list[dict[str, Any]], benchmark: str = "answers") -> P
 
 def lines(right: int, num: int = 60, **more: Any) -> list[dict[str, Any]]:
     return [
-        {"key": f"k{i}", "picture": i // 2, "question": "?", "gold": "x", "score": float(i < right)} | more
+        {"source": "s", "key": f"k{i}", "picture": i // 2, "question": "?", "gold": "x", "score": float(i < right)}
+        | more
         for i in range(num)
     ]
 
@@ -37,7 +38,10 @@ def test_a_difference_has_an_interval_over_pictures(tmp_path: Path) -> None:
 def test_questions_of_one_run_alone_are_counted_and_texts_weigh_their_tokens(tmp_path: Path) -> None:
     [found] = compare(put(tmp_path / "a", lines(20)), put(tmp_path / "b", lines(20, 50)))
     assert (found.num, found.num_apart) == (50, 10)
-    texts = [{"key": "a", "nll": 2.0, "num_tokens": 1}, {"key": "b", "nll": 3.0, "num_tokens": 9}]
+    texts = [
+        {"source": source, "key": "a", "nll": nll, "num_tokens": num}
+        for source, nll, num in (("s", 2.0, 1), ("t", 3.0, 9))
+    ]
     [found] = compare(put(tmp_path / "c", texts, "texts"), put(tmp_path / "d", texts, "texts"))
     assert found.first == found.second == 0.5 and found.gain is None
 

@@ -65,6 +65,12 @@ def test_every_mark_number_has_a_colour() -> None:
     assert colour_of(1) == MARK_COLOURS[0] == colour_of(len(MARK_COLOURS) + 1)
 
 
+def test_a_question_without_a_picture_takes_no_square_of_the_panel() -> None:
+    blank = draw_marks(open_picture(Sample("k", "s", "d", ())), ())
+    text_alone = PanelRow(blank, "text", "Who?", "me", "me", None, True)
+    assert panel([text_alone]).height < 200 < panel([row(1)]).height
+
+
 def test_a_picture_is_opened_in_rgb_and_a_broken_one_names_its_sample() -> None:
     buffer = io.BytesIO()
     Image.new("LA", (5, 4)).save(buffer, format="PNG")

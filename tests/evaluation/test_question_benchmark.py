@@ -18,7 +18,8 @@ from bestiary.evaluation.suite import checked, run_suite, sources_of
 from bestiary.evaluation.yes_no import Mme
 from bestiary.schema import Sample, Turn
 
-from .asked import AskedProcessor, Reply, ReplyingModel, ask, by_picture, photo
+from .asked import Reply, ReplyingModel, ask, by_picture, photo
+from .scenes import StandInProcessor
 
 COLOURS = [
     ask(
@@ -38,9 +39,9 @@ BOXES = [
 
 def run(
     out: Path, samples: list[Sample], *, rule: Rule | None = None, reply: Reply | None = None, **settings: Any
-) -> tuple[Report, AskedProcessor, ReplyingModel]:
+) -> tuple[Report, StandInProcessor, ReplyingModel]:
     benchmark = QuestionBenchmark(**({"name": "tried", "rule": rule or ExactMatch(), "panel_pictures": 0} | settings))
-    processor = AskedProcessor()
+    processor = StandInProcessor()
     model = ReplyingModel(processor, reply or by_picture(samples, benchmark))
     return benchmark.run(model, processor, samples, out), processor, model  # type: ignore[arg-type]
 
@@ -136,7 +137,7 @@ def test_boxes_are_scored_and_drawn_beside_the_truth(tmp_path: Path) -> None:
 
 
 def test_a_run_that_cannot_be_scored_stops_before_asking(tmp_path: Path) -> None:
-    processor = AskedProcessor()
+    processor = StandInProcessor()
     benchmark = QuestionBenchmark(name="tried", rule=BoxOverlap())
     model = ReplyingModel(processor, lambda _: "")
     with pytest.raises(ValueError, match=r"q-000.*gt_box"):
@@ -197,7 +198,7 @@ def test_a_benchmark_reads_its_own_sources_and_a_missing_one_is_named(tmp_path: 
         "words": QuestionBenchmark(name="words", rule=ExactMatch(), sources=["col*"], panel_pictures=0),
         "places": QuestionBenchmark(name="places", rule=BoxOverlap(), sources=["boxes"], panel_pictures=1),
     }
-    processor = AskedProcessor()
+    processor = StandInProcessor()
     model = ReplyingModel(processor, lambda sample: "shade 3")
     found = run_suite(both, model, processor, held, tmp_path)  # type: ignore[arg-type]
     assert found["metrics"]["words/accuracy"] == pytest.approx(1 / 24)

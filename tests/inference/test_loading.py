@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from bestiary.inference.pictures import point
 from bestiary.inference.session import Session
 from bestiary.named_model import named_run
 from bestiary.saved_run import no_parameter_memory
-from bestiary.training.checkpoints import TrainState, step_folder, write
+from bestiary.saved_weights import step_folder
+from bestiary.training.checkpoints import TrainState, write
 
 from ..parity.sphinx_sizes import sphinx_arguments
 from .tiny import TOKENIZER, tiny_node, tiny_session
@@ -156,6 +158,21 @@ def test_sizes_that_are_not_those_of_the_weights_are_one_line(
 ) -> None:
     with pytest.raises(ValueError, match=said) as error:
         Session.from_weights(PUBLISHED, model=published_yaml(tmp_path, **change))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_weights_of_five_views_are_no_model_of_one(tmp_path: Path, is_imported: bool) -> None:
+    from bestiary.weights.importing import Asked, import_weights
+
+    model, folder = published_yaml(tmp_path), tmp_path / "five"
+    shutil.copytree(PUBLISHED, folder, copy_function=shutil.copyfile)
+    (folder / "meta.json").write_text(json.dumps({"llama_type": "llama_ens5"}))
+    if is_imported:
+        import_weights([folder], tmp_path / "imported", Asked())
+        folder = tmp_path / "imported"
+    with pytest.raises(ValueError, match=r"views=whole 0,0 0,1 1,0 1,1, this run has views=whole; .*cut in") as error:
+        Session.from_weights(folder, model=model)
     assert "\n" not in str(error.value)
 
 

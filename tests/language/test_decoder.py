@@ -237,3 +237,14 @@ def test_gpu_kernels_agree_with_sdpa(attention: Any) -> None:
         inputs = (embeds.to("cuda", torch.bfloat16), positions.cuda(), segments.cuda())
         outs.append(decoder(*inputs).float())
     assert (outs[0] - outs[1]).abs().max() < 0.1
+
+
+def test_rope_scaling_is_a_factor_on_the_position() -> None:
+    sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "vocab_size": 8, "max_seq_len": 32}
+    plain, halved = (
+        Decoder(llama_config(**sizes, rope_scaling=scaling)).model.rotary_emb  # type: ignore[arg-type]
+        for scaling in (None, 0.5)
+    )
+    positions = torch.arange(8)[None]
+    for one, other in zip(plain(torch.zeros(1), positions), halved(torch.zeros(1), 2 * positions), strict=True):  # type: ignore[operator]
+        assert torch.allclose(one, other, atol=1e-6)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-import lzma
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load
 from torch import Tensor
 
 from bestiary.mllm import MultimodalLM
@@ -22,6 +19,7 @@ from bestiary.variants.ovis import weights
 from bestiary.variants.ovis.model import build_ovis
 from bestiary.variants.ovis.processor import OvisProcessor
 from bestiary.variants.ovis.visual_tokenizer import BACKBONES, OvisVision
+from tests.parity.cases import find_file, has, read_json, read_tensors
 
 DECODER_SIZES = (
     "hidden_size",
@@ -38,29 +36,6 @@ DECODER_SIZES = (
 VERSIONS = {"v10": "1.0", "v15": "1.5", "v16": "1.6"}
 
 
-def holds(*names: str) -> Callable[[Path], bool]:
-    """A predicate: the folder holds all the named files, compressed or not."""
-    return lambda folder: all(_file(folder / name) is not None for name in names)
-
-
-def read_bytes(path: Path) -> bytes:
-    """A file's content, from `path` or from `path`.xz."""
-    found = _file(path)
-    assert found is not None, path
-    content = found.read_bytes()
-    return lzma.decompress(content) if found.suffix == ".xz" else content
-
-
-def read_json(path: Path) -> Any:
-    """The parsed content of a JSON file."""
-    return json.loads(read_bytes(path))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
-    return load(read_bytes(path))
-
-
 def above(folder: Path, name: str) -> Path:
     """The nearest place of that name in a folder or above it."""
     return next(up / name for up in (folder, *folder.parents) if (up / name).exists())
@@ -68,7 +43,7 @@ def above(folder: Path, name: str) -> Path:
 
 def is_model_case(folder: Path) -> bool:
     """A model of a version that we build, with its inputs and outputs."""
-    if not holds("config.json", "weights.safetensors", "inputs.safetensors", "results.json")(folder):
+    if not has("config.json", "weights.safetensors", "inputs.safetensors", "results.json")(folder):
         return False
     tokenizer = read_json(folder / "config.json").get("visual_tokenizer_config", {})
     return str(tokenizer.get("model_type", "")).partition("_")[0] in BACKBONES
@@ -86,9 +61,9 @@ def functions(folder: Path) -> list[str]:
 
 @lru_cache(maxsize=16)
 def _outputs(folder: Path, function: str) -> dict[str, Tensor]:
-    if _file(folder / f"outputs_{function}.safetensors") is not None:
+    if find_file(folder / f"outputs_{function}.safetensors") is not None:
         return read_tensors(folder / f"outputs_{function}.safetensors")
-    if _file(folder / "outputs.safetensors") is None:
+    if find_file(folder / "outputs.safetensors") is None:
         return {}
     tensors = read_tensors(folder / "outputs.safetensors")
     own = {name.removeprefix(f"{function}."): x for name, x in tensors.items() if name.startswith(f"{function}.")}
@@ -222,8 +197,3 @@ def normalised(pixels: Tensor, vision: OvisVision) -> Tensor:
     views, is_there = vision._views(pixels)
     views = torch.where(is_there[..., None, None, None] > 0, views, torch.inf)
     return views.flatten(1, 2)
-
-
-def _file(path: Path) -> Path | None:
-    packed = path.with_name(path.name + ".xz")
-    return next((place for place in (path, packed) if place.is_file()), None)

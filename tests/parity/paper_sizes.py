@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.parity.sphinx_sizes import FIVE_VIEWS
+from tests.parity.sphinx_sizes import views_of
 
 PAPER_DECODER: dict[str, Any] = {
     "dim": 5120,
@@ -22,7 +22,7 @@ def paper_vision(canvas_px: int = 448) -> dict[str, Any]:
         "canvas_px": canvas_px,
         "view_px": 224,
         "patch_px": 14,
-        "views": ["whole"] if canvas_px == 224 else FIVE_VIEWS,
+        "views": views_of(canvas_px),
         "clip": {
             "width": 1024,
             "layers": 24,

@@ -26,6 +26,12 @@ def decoder_sizes(args: dict[str, Any], *, vocab_size: int, max_seq_len: int) ->
     return {**sizes, "vocab_size": vocab_size, "max_seq_len": max_seq_len}
 
 
+def views_of(canvas_px: int) -> list[Any]:
+    """The whole canvas, then its cuts row by row (`llama_ens5`, and `llama_ens10` with three a side)."""
+    cuts = range(canvas_px // VIEW_PX)
+    return ["whole", *([row, column] for row in cuts for column in cuts if len(cuts) > 1)]
+
+
 def sphinx_arguments(config: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `build_sphinx`."""
     visual, args = config["visual"], config["model_args"]
@@ -35,7 +41,7 @@ def sphinx_arguments(config: dict[str, Any]) -> dict[str, Any]:
         "canvas_px": canvas,
         "view_px": VIEW_PX,
         "patch_px": PATCH_PX,
-        "views": ["whole"] if canvas == VIEW_PX else FIVE_VIEWS,
+        "views": views_of(canvas),
         "clip": {
             "width": clip["width"],
             "layers": clip["layers"],

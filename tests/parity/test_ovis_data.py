@@ -30,15 +30,15 @@ from bestiary.variants.ovis.visual_tokenizer import HALF
 from bestiary.variants.ovis.weights import manifest
 from bestiary.vision.encoders import CLIP_MEAN, CLIP_STD, channels
 from bestiary.vision.image import decode_rgb
-from tests.parity.cases import cases
-from tests.parity.ovis_cases import DECODER_SIZES, above, holds, png, read_json, read_tensors
+from tests.parity.cases import cases, has, read_json, read_tensors
+from tests.parity.ovis_cases import DECODER_SIZES, above, png
 from tests.parity.sphinx_examples import assert_close
 
 FORMATS = {"1.0": "v10.json", "1.5": "v15_v16.json", "1.6": "v15_v16.json"}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("folder", cases("ovis", holds(*set(FORMATS.values()))))
+@pytest.mark.parametrize("folder", cases("ovis", has(*set(FORMATS.values()))))
 def test_conversations_become_the_published_text_ids_and_labels(folder: Path, version: str) -> None:
     for family, golden in read_json(folder / FORMATS[version]).items():
         tokenizer = load_tokenizer(above(folder, "tokenizers") / Path(golden["tokenizer"]).name)
@@ -55,7 +55,7 @@ def test_conversations_become_the_published_text_ids_and_labels(folder: Path, ve
             assert (chat.text, chat.ids) == (told["prompt"], told["input_ids"])
 
 
-@pytest.mark.parametrize("folder", cases("ovis", holds("v10.json")))
+@pytest.mark.parametrize("folder", cases("ovis", has("v10.json")))
 def test_captions_become_the_published_ids_and_labels(folder: Path) -> None:
     for golden in read_json(folder / "v10.json").values():
         tokenizer = load_tokenizer(above(folder, "tokenizers") / Path(golden["tokenizer"]).name)
@@ -66,7 +66,7 @@ def test_captions_become_the_published_ids_and_labels(folder: Path) -> None:
             assert (chat.ids, chat.labels) == (told["input_ids"], told["labels"])
 
 
-@pytest.mark.parametrize("folder", cases("ovis", holds("resize_pad_geometry.json")))
+@pytest.mark.parametrize("folder", cases("ovis", has("resize_pad_geometry.json")))
 def test_pictures_are_resized_and_placed_as_published(folder: Path) -> None:
     for told in read_json(folder / "resize_pad_geometry.json"):
         if 0 in told["resized_wh"]:
@@ -77,7 +77,7 @@ def test_pictures_are_resized_and_placed_as_published(folder: Path) -> None:
         assert [list(size), list(geometry.paste_at(size, told["side"]))] == [told["resized_wh"], told["offset_xy"]]
 
 
-@pytest.mark.parametrize("folder", cases("ovis", holds("v15_s2wrapper.json", "v16_partition.json")))
+@pytest.mark.parametrize("folder", cases("ovis", has("v15_s2wrapper.json", "v16_partition.json")))
 def test_views_grids_and_placeholders_are_the_published_ones(folder: Path) -> None:
     for told in read_json(folder / "v15_s2wrapper.json"):
         width, height, side = told["w"], told["h"], told["side"]
@@ -95,7 +95,7 @@ def test_views_grids_and_placeholders_are_the_published_ones(folder: Path) -> No
         assert [-300 if piece == geometry.WHOLE else -301 - piece for piece in pieces] == ids
 
 
-@pytest.mark.parametrize("folder", cases("ovis", holds("pixels.safetensors", "v16_pixels.safetensors")))
+@pytest.mark.parametrize("folder", cases("ovis", has("pixels.safetensors", "v16_pixels.safetensors")))
 def test_pixels_are_the_published_ones(folder: Path) -> None:
     golden = read_tensors(folder / "pixels.safetensors")
     images = {name.partition(".")[2]: x.numpy() for name, x in golden.items() if name.startswith("image.")}
@@ -127,7 +127,7 @@ def normalised_views(canvas_N4SS: np.ndarray, kind: str) -> Tensor:
     return (planes[:, :3] / 255 - channels(mean, planes)) / channels(std, planes) * (planes[:, 3:] > 0)
 
 
-@pytest.fixture(params=cases("ovis", holds("meta.json", "items.safetensors", "conversations.json")))
+@pytest.fixture(params=cases("ovis", has("meta.json", "items.safetensors", "conversations.json")))
 def data_set(request: pytest.FixtureRequest) -> tuple[Path, dict[str, Any], dict[str, Tensor], OvisProcessor]:
     """Files, facts and published items of a data set, and the processor with every quirk."""
     folder: Path = request.param
@@ -190,7 +190,7 @@ def test_conversation_items_are_the_published_ones_with_their_quirks(data_set: A
         )
 
 
-@pytest.mark.parametrize("folder", cases("ovis", holds("tau.json")))
+@pytest.mark.parametrize("folder", cases("ovis", has("tau.json")))
 def test_the_temperature_falls_as_published(folder: Path) -> None:
     told = read_json(folder / "tau.json")
     ends = {"max_tau": told["visual_max_tau"], "min_tau": told["visual_min_tau"]}
@@ -198,7 +198,7 @@ def test_the_temperature_falls_as_published(folder: Path) -> None:
     assert ours == pytest.approx(told["tau_at_step"], rel=1e-12)
 
 
-@pytest.mark.parametrize("folder", cases("ovis", holds("lr_schedule.json")))
+@pytest.mark.parametrize("folder", cases("ovis", has("lr_schedule.json")))
 def test_the_learning_rate_has_the_published_warm_up_of_whole_steps(folder: Path) -> None:
     told = read_json(folder / "lr_schedule.json")
     total, warmup = told["total_steps"], whole_warmup(told["warmup_ratio"], told["total_steps"])

@@ -22,8 +22,8 @@ from bestiary.training.stages import apply_stage, build_optimizer, set_lr
 from bestiary.training.strategies import clip_gradients
 from bestiary.variants.ovis import weights
 from data_modules.collate import collate_rows
-from tests.parity.cases import cases
-from tests.parity.ovis_cases import Case, functions, is_model_case, load_case, normalised, read_json, tensor_names
+from tests.parity.cases import cases, read_json
+from tests.parity.ovis_cases import Case, functions, is_model_case, load_case, normalised, tensor_names
 from tests.parity.sphinx_examples import assert_close
 
 LEAST_GRADIENT = 1e-6

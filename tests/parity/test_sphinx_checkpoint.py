@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from bestiary.variants.sphinx.consolidated import FILE_NAME, read_published
-from tests.parity.cases import cases
+from tests.parity.cases import ROOT, cases
 
 
 def _is_case(folder: Path) -> bool:
@@ -19,7 +19,7 @@ def _is_case(folder: Path) -> bool:
 @pytest.mark.parametrize("folder", cases("sphinx", _is_case))
 def test_merged_shards_are_the_weights_of_their_case(folder: Path) -> None:
     merged = read_published(folder)
-    twins = [load_file(path) for path in sorted(folder.parent.glob("*/weights.safetensors"))]
+    twins = [load_file(path) for path in sorted((ROOT / "sphinx").rglob("weights.safetensors"))]
     assert any(
         twin.keys() == merged.keys() and all(torch.equal(merged[name], twin[name]) for name in twin) for twin in twins
     )

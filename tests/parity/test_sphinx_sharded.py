@@ -15,7 +15,7 @@ from bestiary.variants.sphinx import weights
 from bestiary.variants.sphinx.consolidated import FILE_NAME, read_published, shard_dim
 from bestiary.variants.sphinx.model import build_sphinx
 from tests.parity import test_sphinx_llama, test_sphinx_model
-from tests.parity.cases import cases, has, read_json
+from tests.parity.cases import ROOT, cases, has, read_json
 from tests.parity.sphinx_examples import assert_close
 from tests.parity.sphinx_sizes import decoder_sizes, sphinx_arguments
 
@@ -48,16 +48,16 @@ def test_a_model_made_from_the_folder_gives_the_logits_of_its_case(folder: Path)
 
 
 def _case_of(folder: Path, state: dict[str, torch.Tensor]) -> Case:
-    """The model case beside the folder that has its kind and its weights."""
+    """The model case that has its kind and its weights."""
     kind = read_json(folder / "meta.json")["llama_type"]
-    for path in sorted(folder.parent.glob("*/weights.safetensors")):
+    for path in sorted((ROOT / "sphinx").rglob("weights.safetensors")):
         config = read_json(path.with_name("config.json"))
         if config.get("llama_type") != kind:
             continue
         own = load_file(path)
         if own.keys() == state.keys() and all(torch.equal(own[name], state[name]) for name in own):
             return (test_sphinx_model if config.get("with_visual") else test_sphinx_llama)._load(path.parent)
-    raise AssertionError(f"no case beside {folder} has its weights")
+    raise AssertionError(f"no case has the weights of {folder}")
 
 
 def _built(case: Case, folder: Path, state: dict[str, torch.Tensor]) -> MultimodalLM:

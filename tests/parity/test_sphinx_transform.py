@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 from bestiary.vision.encoders import normalise
 from bestiary.vision.geometry import (
@@ -23,12 +22,11 @@ from bestiary.vision.geometry import (
     square_canvas,
 )
 from bestiary.vision.image import decode_rgb
-from tests.parity.cases import cases, read_json
+from tests.parity.cases import cases, has, read_json, read_tensors
 
 
 def _is_transform_case(folder: Path) -> bool:
-    names = ("io.safetensors", "meta.json")
-    return all((folder / name).is_file() for name in names) and "pad_color" in (folder / "meta.json").read_text()
+    return has("io.safetensors", "meta.json")(folder) and "pad_color" in (folder / "meta.json").read_text()
 
 
 CASES = cases("sphinx", _is_transform_case)
@@ -36,7 +34,7 @@ CASES = cases("sphinx", _is_transform_case)
 
 def _each(case: Path) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
     """The facts and the tensors of every image of a case, the tensors' names without the image's number."""
-    tensors = load_file(case / "io.safetensors")
+    tensors = {name: tensor.numpy() for name, tensor in read_tensors(case / "io.safetensors").items()}
     for fact in read_json(case / "meta.json")["cases"]:
         prefix = f"{fact['index']}."
         yield fact, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

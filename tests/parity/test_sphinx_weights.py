@@ -11,7 +11,7 @@ from bestiary.variants.sphinx.consolidated import FILE_NAME
 from tests.parity.cases import ROOT, cases
 from tests.weights.making import assert_same_folders
 
-MANIFESTS = sorted(ROOT.glob("sphinx*/manifest/*.json"))
+MANIFESTS = sorted(path for path in ROOT.glob("sphinx*/**/*.json") if path.parent.name.startswith("manifest"))
 
 
 def _is_case(folder: Path) -> bool:

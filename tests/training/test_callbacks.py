@@ -92,15 +92,15 @@ def test_without_a_terminal_plain_lines_are_logged(caplog: pytest.LogCaptureFixt
     caplog.set_level("INFO")
     with ProgressView(name="stage", start=0, max_steps=2, console=Console(file=io.StringIO())) as view:
         view(Report(), {})  # type: ignore[arg-type]
-        view(Report(step=2), {"tokens_per_s": 10.0})  # type: ignore[arg-type]
-    assert "stage 1/2 loss 0.5000  - tok/s" in caplog.text and "stage 2/2" in caplog.text
+        view(Report(step=2, loss=0.25), {"tokens_per_s": 10.0})  # type: ignore[arg-type]
+    assert "stage 1/2 loss 0.5000  - tok/s" in caplog.text and "stage 2/2 loss 0.2500" in caplog.text
 
 
 class Report:
     """The fields of a StepReport that a progress view reads."""
 
-    def __init__(self, step: int = 1) -> None:
-        self.step, self.loss, self.fill = step, 0.5, 0.75
+    def __init__(self, step: int = 1, loss: float = 0.5) -> None:
+        self.step, self.loss, self.fill = step, loss, 0.75
 
 
 def test_flops_follow_parameters_targets_and_lengths() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bestiary.saved_weights import CheckpointError
 from bestiary.training import checkpoints
-from bestiary.training.checkpoints import CheckpointError, TrainState, newest, read, rng_states, set_rng_states
+from bestiary.training.checkpoints import TrainState, newest, read, rng_states, set_rng_states
 from bestiary.training.report import Totals
 
 
@@ -68,7 +69,7 @@ def test_an_interrupted_write_leaves_nothing_that_looks_complete(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "_seal", dies)
+        patch.setattr(checkpoints, "seal", dies)
         with pytest.raises(KeyboardInterrupt):
             put(tmp_path, 2)
     found = newest(tmp_path)

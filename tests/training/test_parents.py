@@ -33,6 +33,21 @@ def test_a_run_a_checkpoint_and_a_file_are_taken(trained: Path, below: str) -> N
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
 
 
+def test_training_may_begin_from_fewer_views_but_not_from_more(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "seen.safetensors"
+    export_weights(tiny_model(), file, stage="tiny", identity={"views": "whole 0,0"})
+    for views, is_taken in (("whole 0,0", True), ("whole 0,0 0,1", True), ("whole", False)):
+        for load in (
+            lambda ours: load_parent(tiny_model(), file, stage=CHILD, identity=ours),
+            lambda ours: load_first_weights(tiny_model(), [str(file)], ours),
+        ):
+            if is_taken:
+                load({"views": views})
+                continue
+            with pytest.raises(ValueError, match=r"views=whole 0,0, this run has views=whole; .* cut in another way"):
+                load({"views": views})
+
+
 def test_a_wrong_stage_is_refused(trained: Path) -> None:
     with pytest.raises(ValueError, match="is of stage tiny, but stage child starts from other"):
         load_parent(tiny_model(), trained, stage=tiny_stage(name="child", parents=["other"]), identity={})

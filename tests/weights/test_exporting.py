@@ -154,3 +154,11 @@ def test_what_cannot_be_exported_is_one_line_and_nothing_is_written(tmp_path: Pa
     with pytest.raises(ValueError, match="bytes, the manifest says"):
         export_weights(tmp_path / "llama", tmp_path / "back")
     assert sorted(tmp_path.iterdir()) == there
+
+
+def test_what_a_tuned_run_trained_is_to_be_merged_first(tmp_path: Path) -> None:
+    file = tmp_path / "trained.safetensors"
+    save_file({"decoder.lm_head.weight": torch.zeros(2, 2)}, file, metadata={"identity": '{"base": "1"}'})
+    with pytest.raises(ValueError, match="without its base; make it whole with `bestiary weights merge") as error:
+        export_weights(file, tmp_path / "back")
+    assert "\n" not in str(error.value) and not (tmp_path / "back").exists()

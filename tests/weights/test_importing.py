@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bestiary.config import Stage
-from bestiary.training.assembly import load_first_weights
-from bestiary.training.parents import load_parent
+from bestiary.training.parents import load_first_weights, load_parent
 from bestiary.variants.sphinx import weights as sphinx_weights
 from bestiary.variants.sphinx.model import build_sphinx
 from bestiary.variants.tensor_file import TensorFile

@@ -41,6 +41,17 @@ DECODINGS = {
 }
 
 
+def check_counts(
+    *, max_samples: int = 0, panel_pictures: int = 0, batch_size: int = 1, max_new_tokens: int = 1
+) -> None:
+    """ValueError for numbers of a benchmark that count nothing."""
+    if max_samples < 0 or panel_pictures < 0 or batch_size < 1 or max_new_tokens < 1:
+        raise ValueError(
+            f"max_samples={max_samples}, panel_pictures={panel_pictures} must be >= 0 and "
+            f"batch_size={batch_size}, max_new_tokens={max_new_tokens} >= 1"
+        )
+
+
 def decoding_named(name: str) -> Decoding:
     """A named way of drawing answers; ValueError with the known names."""
     if name not in DECODINGS:

@@ -54,7 +54,7 @@ def _compared(name: str, first: Path, second: Path, seed: int) -> Comparison:
     for key in shared:
         if _asked(ours[key]) != _asked(theirs[key]):
             raise ValueError(
-                f"question {key} of {first} is another one in {second}; score both on the same held-out data"
+                f"question {key[1]} of {first} is another one in {second}; score both on the same held-out data"
             )
         (value, weight), (other, _) = _score(ours[key]), _score(theirs[key])
         sums = pictures[ours[key].get("picture", key)]
@@ -66,11 +66,11 @@ def _compared(name: str, first: Path, second: Path, seed: int) -> Comparison:
     return Comparison(name, sum(a) / sum(n), sum(b) / sum(n), gain, len(shared), apart)
 
 
-def _lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Key -> what predictions.jsonl says of the question."""
+def _lines(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """(source, key) -> what predictions.jsonl says of the question; keys are unique within a source alone."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {line["key"]: line for line in lines}
+        return {(line["source"], line["key"]): line for line in lines}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); run eval.py again") from error
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bestiary.evaluation.asking import even_choice
+from bestiary.evaluation.asking import check_counts, even_choice
 from bestiary.evaluation.control import other_pictures
 from bestiary.evaluation.questions import numbered, picture_name
 from bestiary.evaluation.report import Metric, Report, ratio_metric
@@ -57,8 +57,7 @@ class TextLikelihood:
         sources: globs of the names in `data.heldout`; empty = all. control: score under another picture too.
         max_samples: an even draw over the domains; 0 = all.
         """
-        if max_samples < 0 or batch_size < 1:
-            raise ValueError(f"max_samples={max_samples} must be >= 0 and batch_size={batch_size} >= 1")
+        check_counts(max_samples=max_samples, batch_size=batch_size)
         self.name = name
         self.sources = tuple(sources)
         self.control = control

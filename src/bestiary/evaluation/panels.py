@@ -45,6 +45,8 @@ LINE_PX = 26
 TABLE_COLUMNS = ("picture", "domain and task", "question", "reference", "prediction", "shuffled prompts", "correct")
 MARKED_PX = 848
 """Marks are drawn on a picture enlarged to about this side, so that numbers stay sharp on tiny pictures."""
+NO_PICTURE_PX = (848, 16)
+"""What stands for the picture of a question without one; it takes no square of the panel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +67,9 @@ class PanelRow:
 
 
 def open_picture(sample: Sample) -> Image.Image:
-    """The sample's first image in RGB; an even grey square for a sample without one."""
+    """The sample's first image in RGB; a thin grey strip for a sample without one."""
     if not sample.images:
-        return Image.new("RGB", (MARKED_PX, MARKED_PX), GAP)
+        return Image.new("RGB", NO_PICTURE_PX, GAP)
     try:
         return Image.fromarray(decode_rgb(sample.images[0]))
     except ValueError as error:
@@ -203,9 +205,10 @@ def _cell(row: PanelRow) -> Image.Image:
     """One picture with its text, as high as the text needs."""
     cell = Image.new("RGB", (CELL_PX, CELL_PX + 40 * LINE_PX), PAPER)
     fitted = ImageOps.contain(row.picture, (CELL_PX, CELL_PX), Image.Resampling.LANCZOS)
-    cell.paste(GAP, (0, 0, CELL_PX, CELL_PX))
-    cell.paste(fitted, ((CELL_PX - fitted.width) // 2, (CELL_PX - fitted.height) // 2))
-    text = _Text(cell, y=CELL_PX + 8)
+    height = fitted.height if row.picture.size == NO_PICTURE_PX else CELL_PX
+    cell.paste(GAP, (0, 0, CELL_PX, height))
+    cell.paste(fitted, ((CELL_PX - fitted.width) // 2, (height - fitted.height) // 2))
+    text = _Text(cell, y=height + 8)
     text.write(row.title, colour=FAINT, indent=0, most_lines=1)
     text.write(row.question, colour=INK, indent=0, most_lines=2)
     text.y += 4

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bestiary.evaluation.asking import answers, by_length, decoding_named, even_choice
+from bestiary.evaluation.asking import answers, by_length, check_counts, decoding_named, even_choice
 from bestiary.evaluation.control import other_pictures
 from bestiary.evaluation.panels import PanelRow, draw_boxes, open_picture, panel, table_row, to_png
 from bestiary.evaluation.questions import Answered, Question, Rule, numbered, picture_name, question_of, read_truths
@@ -88,11 +88,12 @@ class QuestionBenchmark:
         reference. reference_quirks: score as SPHINX's published evaluation (see the rule). control: ask about another
         picture too. max_samples: pictures with all their questions, an even draw over the domains; 0 = all.
         """
-        if max_samples < 0 or panel_pictures < 0 or batch_size < 1 or max_new_tokens < 1:
-            raise ValueError(
-                f"max_samples={max_samples}, panel_pictures={panel_pictures} must be >= 0 and "
-                f"batch_size={batch_size}, max_new_tokens={max_new_tokens} >= 1"
-            )
+        check_counts(
+            max_samples=max_samples,
+            panel_pictures=panel_pictures,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+        )
         if "{}" not in prompt:
             raise ValueError(f"prompt={prompt!r} has no {{}} where the question goes")
         self.name = name

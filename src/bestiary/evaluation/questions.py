@@ -17,7 +17,7 @@ from bestiary.evaluation.asking import first_exchange
 from bestiary.evaluation.report import Metric, Score, metric_of
 from bestiary.schema import Sample, SampleError
 from bestiary.vision.geometry import Box
-from bestiary.vision.image import decode
+from bestiary.vision.image import image_size
 
 GROUPS = ("domain", "category")
 """What scores of questions are broken down by."""
@@ -165,10 +165,9 @@ def _size(sample: Sample) -> tuple[int, int]:
     """Width and height of the picture; of questions written without theirs, what the adapter kept."""
     if sample.images:
         try:
-            picture = decode(sample.images[0], eighths=lambda _width, _height: 1)
+            return image_size(sample.images[0])
         except ValueError as error:
             raise SampleError(sample.key, f"cannot read its picture: {error}") from error
-        return picture.width, picture.height
     name = str(sample.meta.get("question_id"))
     height, _, width = name.removeprefix("height").partition("_width")
     if not (height.isdecimal() and width.isdecimal()):

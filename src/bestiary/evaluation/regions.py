@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bestiary.evaluation.asking import answers, even_choice, first_exchange
+from bestiary.evaluation.asking import answers, check_counts, even_choice, first_exchange
 from bestiary.evaluation.control import shuffled
 from bestiary.evaluation.panels import TABLE_COLUMNS, PanelRow, draw_marks, open_picture, panel, table_row, to_png
 from bestiary.evaluation.report import MarkResult, Metric, Prediction, Report, Score, metric_of, write_atomically
@@ -101,11 +101,12 @@ class RegionsBenchmark:
         label_tasks: tasks (`meta["task"]`) with one exact text a region, which make up `accuracy`, semantic IoU and
         semantic similarity; ocr_tasks: those of `ocr_accuracy`. Whole answers of every task make `answer_accuracy`.
         """
-        if max_samples < 0 or panel_pictures < 0 or batch_size < 1 or max_new_tokens < 1:
-            raise ValueError(
-                f"max_samples={max_samples}, panel_pictures={panel_pictures} must be >= 0 and "
-                f"batch_size={batch_size}, max_new_tokens={max_new_tokens} >= 1"
-            )
+        check_counts(
+            max_samples=max_samples,
+            panel_pictures=panel_pictures,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+        )
         if semantic_similarity not in (True, False, "auto"):
             raise ValueError(f"semantic_similarity={semantic_similarity!r}; it is true, false or auto")
         self.name = name

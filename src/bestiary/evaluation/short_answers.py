@@ -1,7 +1,8 @@
 """Scores of answers of a few words: exact, relaxed, VQA accuracy, ANLS, and MME's yes and no.
 
 Pure functions on strings, each the rule its benchmark publishes. Where SPHINX's evaluation (LLaMA2-Accessory @ 3777c43,
-accessory/eval_mm) scores otherwise, `reference_quirks=True` scores as it does.
+accessory/eval_mm) scores otherwise, `reference_quirks=True` scores as it does. `contains` and `gqa_words` are Monkey's
+(reference/monkey.md, section 5).
 """
 
 from __future__ import annotations
@@ -46,6 +47,27 @@ def exact_match(answer: str, truth: str, *, reference_quirks: bool = False) -> b
     return is_exact(answer.strip().removesuffix("."), truth.strip().removesuffix("."))
 
 
+def contains(answer: str, truth: str) -> bool:
+    """Whether the truth is part of the answer, which loses its periods first: what Monkey's evaluation calls accuracy.
+
+    So `cat` is in `concatenate`, a truth with a period is in nothing, and an empty one in everything.
+    """
+    return truth.strip().lower() in answer.strip().lower().replace(".", "")
+
+
+def gqa_words(answer: str) -> str:
+    """What Monkey's evaluation leaves of an answer to a GQA question before `contains` looks at it.
+
+    The answer up to its first full stop, comma and exclamation mark; then, one after the other, what stands between the
+    first two of `is `, of `are `, of the articles, wherever these letters occur; and what stands before ` of`.
+    """
+    text = answer.strip().split(".")[0].split(",")[0].split("!")[0].lower()
+    for letters in ("is ", "are ", "a ", "an ", "the "):
+        if letters in text:
+            text = text.split(letters)[1]
+    return text.split(" of")[0].strip()
+
+
 def relaxed_match(answer: str, truths: Sequence[str], *, tolerance: float = 0.05) -> bool:
     """ChartQA's rule: a number within 5 % of one of the truths, or the same text but for letter case.
 
@@ -68,10 +90,18 @@ def _number(text: str) -> float | None:
         return None
 
 
-def vqa_score(answer: str, truths: Sequence[str], *, reference_quirks: bool = False) -> float:
+def vqa_score(
+    answer: str,
+    truths: Sequence[str],
+    *,
+    reference_quirks: bool = False,
+    people: Sequence[object] | None = None,
+) -> float:
     """VQA accuracy against the answers of several people, usually ten: each against the others, three agreeing are 1.
 
     reference_quirks: the people's answers only lose punctuation, and that only where they differ from one another.
+    people: who said each of them, None for somebody else each time. The official script takes the same answer of the
+        same person for one, which matters where a file does not say who said what.
     """
     if not truths:
         raise ValueError(f"no truth to compare {answer!r} with; a VQA question has the answers of several people")
@@ -82,8 +112,10 @@ def vqa_score(answer: str, truths: Sequence[str], *, reference_quirks: bool = Fa
         said = [_without_punctuation(truth) for truth in truths]
     else:
         said = list(truths)
-    matching = said.count(ours)
-    return sum(min(1.0, (matching - (one == ours)) / 3) for one in said) / len(said)
+    who = range(len(said)) if people is None else people
+    given = list(zip(said, who, strict=True))
+    agreeing = [one for one in given if one[0] == ours]
+    return sum(min(1.0, sum(other != one for other in agreeing) / 3) for one in given) / len(given)
 
 
 def vqa_text(text: str) -> str:

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from bestiary.schema import Region
+from bestiary.vision.image import image_size
 
 Picture = Image.Image | bytes | str | Path
 """A PIL picture, encoded bytes (JPEG, PNG ...), or the path of such a file."""
+
+Pictures = Picture | Sequence[Picture] | None
+"""A picture, several, or none."""
 
 Frame = Literal["pixels", "fractions"]
 """What coordinates count: pixels of the picture as stored, or fractions of it, [0, 1]; x to the right, y down."""
@@ -61,6 +65,23 @@ def encoded(image: Picture) -> bytes:
     return buffer.getvalue()
 
 
+def all_encoded(image: Pictures) -> tuple[bytes, ...]:
+    """A picture, several or none as a sample holds them."""
+    if image is None:
+        return ()
+    several = [image] if isinstance(image, Image.Image | bytes | str | Path) else image
+    if not isinstance(several, Sequence):
+        raise ValueError(f"a picture is a PIL image, encoded bytes or a path, not {type(image).__name__}")
+    return tuple(encoded(one) for one in several)
+
+
+def only(images: Sequence[bytes], marks: Sequence[Mark | Region]) -> bytes | None:
+    """The picture that marks lie on; several pictures have none."""
+    if marks and len(images) > 1:
+        raise ValueError(f"{len(marks)} marks on {len(images)} pictures: nobody can tell which; give one picture")
+    return images[0] if len(images) == 1 else None
+
+
 def regions_of(marks: Sequence[Mark | Region], frame: Frame | None, image: bytes | None) -> tuple[Region, ...]:
     """Marks as regions of a sample; ready regions (always fractions) pass as they are.
 
@@ -78,17 +99,9 @@ def regions_of(marks: Sequence[Mark | Region], frame: Frame | None, image: bytes
         raise ValueError(f"{len(drawn)} marks of no frame; say frame='pixels' or frame='fractions'")
     if drawn and frame == "pixels" and image is None:
         raise ValueError(f"{len(drawn)} marks in pixels but no picture; add the picture they lie on")
-    width, height = size_px(image) if drawn and frame == "pixels" and image is not None else (1, 1)
+    # As stored: orientation tags are not applied, as in the processors.
+    width, height = image_size(image) if drawn and frame == "pixels" and image is not None else (1, 1)
     return ready or tuple(_region(mark, number, width, height) for number, mark in enumerate(drawn, 1))
-
-
-def size_px(image: bytes) -> tuple[int, int]:
-    """Width and height as stored, which is what the processors go by (orientation tags are not applied)."""
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            return opened.size
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"the picture is none ({len(image)} bytes); give a JPEG, PNG or WebP") from error
 
 
 def _region(mark: Mark, number: int, width: int, height: int) -> Region:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from bestiary.inference.pictures import Frame, Mark, Picture, encoded, regions_of
+from bestiary.inference.pictures import Frame, Mark, Pictures, all_encoded, only, regions_of
 from bestiary.inference.streaming import cut_at, pieces
-from bestiary.mllm import MultimodalLM
+from bestiary.mllm import MultimodalLM, check_beams
 from bestiary.saved_run import Pieces, load_named, load_saved_run
 from bestiary.schema import Example, Processor, Region, Sample, SampleError, SampleTooLongError, Turn
 
@@ -34,6 +34,9 @@ class Settings:
 
     temperature: 0 takes the most probable token. top_p: see `generation.Sampling`. stop: texts that end an answer,
     beside the model's own end; the answer is what stands before them. seed: of what is drawn above temperature 0.
+    num_beams: above 1, the best of so many hypotheses (`language.beams`); such an answer comes whole, not as a stream.
+
+    Only these count: a published folder's generation_config.json (which samples, for some Ovis) changes nothing.
     """
 
     max_new_tokens: int = 512
@@ -41,8 +44,10 @@ class Settings:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    num_beams: int = 1
 
     def __post_init__(self) -> None:
+        check_beams(self.num_beams, self.temperature)
         if isinstance(self.stop, str) or not all(text.strip() for text in self.stop):
             raise ValueError(f"stop={self.stop!r}: give a tuple of texts that are more than white space")
 
@@ -55,12 +60,13 @@ PUBLISHED = Settings(max_new_tokens=512, temperature=0.1, top_p=0.5, seed=0)
 class Request:
     """One question of a batch.
 
+    image: a picture, several (where `<image>` stands, or else in front; for a model that reads several), or None.
     regions, frame: marks with the frame of their coordinates, or regions (fractions), see `pictures.regions_of`.
     history: the exchanges before it. seed: None takes the settings'.
     """
 
     question: str
-    image: Picture | None = None
+    image: Pictures = None
     regions: Sequence[Mark | Region] = ()
     frame: Frame | None = None
     history: Sequence[Exchange] = ()
@@ -96,7 +102,7 @@ class Session:
         cls,
         path: str | Path,
         *,
-        model: str | Path,
+        model: str | Path | None = None,
         scale: str = "paper",
         overrides: Sequence[str] = (),
         device: torch.device | str = "cpu",
@@ -106,9 +112,10 @@ class Session:
         """Weights that come without a run.
 
         path: a folder that `bestiary weights import` made (read at once, without a second copy), a published folder
-            with its consolidated files, or a safetensors file of ours.
+            with its files as published, or a safetensors file of ours.
         model: a name in conf/model, whose yaml says what no tensor shows (heads, views), or the path of a yaml with a
-            model node. scale, overrides: of that name, as on train.py's command line (`["decoder=llama2_7b"]`).
+            model node; None takes the model.yaml that an import of Ovis wrote.
+        scale, overrides: of that name, as on train.py's command line (`["decoder=llama2_7b"]`).
         """
         found = load_named(Path(path), model=model, scale=scale, overrides=overrides, device=device, dtype=dtype)
         return cls._of(found, settings)
@@ -119,7 +126,7 @@ class Session:
 
     def respond(
         self,
-        image: Picture | None,
+        image: Pictures,
         question: str,
         regions: Sequence[Mark | Region] = (),
         *,
@@ -130,7 +137,7 @@ class Session:
     ) -> str:
         """The answer to one question about a picture, or (image None) about nothing but text.
 
-        regions, frame, history: see `Request`. max_new_tokens: instead of the settings'.
+        image, regions, frame, history: see `Request`. max_new_tokens: instead of the settings'.
         """
         request = Request(question, image, regions, frame, history)
         return self.respond_all([request], settings=settings, max_new_tokens=max_new_tokens)[0]
@@ -158,6 +165,7 @@ class Session:
             seed=[asked.seed if request.seed is None else request.seed for request in requests],
             batch_size=batch_size,
             ends=self._ends(asked.stop),
+            num_beams=asked.num_beams,
         )
         texts = [self.processor.decode(one) for one in ids]
         cuts = [cut_at(text, asked.stop) for text in texts]
@@ -165,7 +173,7 @@ class Session:
 
     def stream(
         self,
-        image: Picture | None,
+        image: Pictures,
         question: str,
         regions: Sequence[Mark | Region] = (),
         *,
@@ -176,6 +184,11 @@ class Session:
     ) -> Iterator[str]:
         """Pieces of the answer `respond` gives, as soon as they are sure; a bad request raises at once."""
         asked = self._settings(settings, max_new_tokens)
+        if asked.num_beams > 1:
+            raise ValueError(
+                f"num_beams={asked.num_beams} cannot stream: the best answer is known at its end; "
+                "use respond, or num_beams=1"
+            )
         prompt = self._prompt(Request(question, image, regions, frame, history), "")
         ids = self.model.stream(
             prompt,
@@ -189,15 +202,16 @@ class Session:
 
     def start(
         self,
-        image: Picture | None = None,
+        image: Pictures = None,
         regions: Sequence[Mark | Region] = (),
         *,
         frame: Frame | None = None,
         settings: Settings | None = None,
     ) -> Chat:
-        """A conversation of several turns about one picture and its regions."""
-        data = None if image is None else encoded(image)
-        return Chat(self, data, regions_of(regions, frame, data), self.settings if settings is None else settings)
+        """A conversation of several turns about a picture (or several) and its regions."""
+        data = all_encoded(image)
+        marks = regions_of(regions, frame, only(data, regions))
+        return Chat(self, data, marks, self.settings if settings is None else settings)
 
     def _settings(self, settings: Settings | None, max_new_tokens: int | None) -> Settings:
         chosen = self.settings if settings is None else settings
@@ -210,10 +224,9 @@ class Session:
     def _prompt(self, request: Request, where: str) -> Example:
         """The sequence to be continued; ValueError of one line that begins with `where`."""
         try:
-            image = None if request.image is None else encoded(request.image)
-            regions = regions_of(request.regions, request.frame, image)
-            turns = _turns(request)
-            sample = Sample(_KEY, _KEY, "", turns, () if image is None else (image,), regions)
+            images = all_encoded(request.image)
+            regions = regions_of(request.regions, request.frame, only(images, request.regions))
+            sample = Sample(_KEY, _KEY, "", _turns(request), images, regions)
             return self._fitting(sample)
         except SampleError as error:
             raise ValueError(f"{where}{error.problem}") from error
@@ -249,8 +262,10 @@ class Session:
 class Chat:
     """A conversation about one picture: every question is asked with all exchanges before it."""
 
-    def __init__(self, session: Session, image: bytes | None, regions: tuple[Region, ...], settings: Settings) -> None:
-        self._session, self._image, self._regions, self._settings = session, image, regions, settings
+    def __init__(
+        self, session: Session, images: tuple[bytes, ...], regions: tuple[Region, ...], settings: Settings
+    ) -> None:
+        self._session, self._images, self._regions, self._settings = session, images, regions, settings
         self._history: list[Exchange] = []
 
     @property
@@ -260,12 +275,21 @@ class Chat:
 
     def ask(self, question: str, *, max_new_tokens: int | None = None) -> str:
         """The answer, which the next question will have heard."""
-        return "".join(self.stream(question, max_new_tokens=max_new_tokens))
+        if self._settings.num_beams == 1:
+            return "".join(self.stream(question, max_new_tokens=max_new_tokens))
+        request = Request(question, self._images, self._regions, history=self._history)
+        [answer] = self._session.respond_all([request], settings=self._settings, max_new_tokens=max_new_tokens)
+        self._history.append((question, answer))
+        return answer
+
+    def pieces(self, question: str) -> Iterator[str]:
+        """Pieces of the answer where it can be streamed, else the whole of it as one."""
+        return self.stream(question) if self._settings.num_beams == 1 else iter([self.ask(question)])
 
     def stream(self, question: str, *, max_new_tokens: int | None = None) -> Iterator[str]:
         """Pieces of the answer; the exchange counts once they are all taken."""
         told = self._session.stream(
-            self._image,
+            self._images,
             question,
             self._regions,
             history=self._history,

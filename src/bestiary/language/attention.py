@@ -137,6 +137,7 @@ def packed_attention(
     attention: Attention = "auto",
     sliding_window: int | None = None,
     softcap: float | None = None,
+    query_scale: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The attention of one decoder layer, in the signature transformers calls.
@@ -144,7 +145,10 @@ def packed_attention(
     With `packed`: query [1, H, K, d], key and value [1, G, K, d], causal within each segment. Without: one new
     position per sequence over a cache, query [B, H, 1, d], key and value [B, G, P, d], `key_mask` bool[B, 1, 1, P]
     or None where every key counts. Returns [1, K, H, d] or [B, 1, H, d].
+    query_scale: float[1, K] or [B, 1], a factor on the query of every position.
     """
+    if query_scale is not None:
+        query = query * query_scale[:, None, :, None].to(query.dtype)
     longest = packed.max_length if packed is not None else key.shape[2]
     window = None if sliding_window is None or longest <= sliding_window else sliding_window
     is_odd = softcap is not None or window is not None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -174,26 +174,30 @@ class Decoder(nn.Module):
         cache: RaggedCache | None = None,
     ) -> Tensor:
         """Hidden states [1, K, D] of a flat row in the order of `layout`; a `cache` keeps its keys and values."""
-        with self._precision(embeds_1KD.device):
-            out = self.model(
-                inputs_embeds=embeds_1KD,
-                position_ids=positions_1K,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                packed=layout,
-                attention=self.attention,
-            )
-        return cast(Tensor, out.last_hidden_state)
+        return self.run_model(
+            positions_1K, layout=layout, cache=cache, inputs_embeds=embeds_1KD, attention=self.attention
+        )
 
     def run_step(self, embeds_B1D: Tensor, positions_B1: Tensor, cache: RaggedCache) -> Tensor:
         """Hidden states [B, 1, D] of one new position per cached sequence."""
-        with self._precision(embeds_B1D.device):
+        return self.run_model(positions_B1, layout=None, cache=cache, inputs_embeds=embeds_B1D, key_mask=cache.key_mask)
+
+    def run_model(
+        self, positions: Tensor, *, layout: PackedLayout | None, cache: RaggedCache | None, **inputs: Any
+    ) -> Tensor:
+        """Hidden states of the transformers model: what `run_packed` and `run_step` share, and what a decoder whose
+        attention depends on lengths extends.
+
+        layout: of the packed row, None for one new position per sequence. inputs: `inputs_embeds`, and words that
+        reach `packed_attention`.
+        """
+        with self._precision(positions.device):
             out = self.model(
-                inputs_embeds=embeds_B1D,
-                position_ids=positions_B1,
+                position_ids=positions,
                 past_key_values=cache,
-                use_cache=True,
-                key_mask=cache.key_mask,
+                use_cache=cache is not None,
+                **({} if layout is None else {"packed": layout}),
+                **inputs,
             )
         return cast(Tensor, out.last_hidden_state)
 

@@ -71,6 +71,7 @@ class RaggedCache(Cache):  # type: ignore[misc]
     """Keys and values of sequences of unequal length, right-aligned, so that a new token is one column for all.
 
     It is filled by one packed forward (`layout`: the prompts' groups) and then by single steps, each after `advance`.
+    prompt_lengths: int64[B] of the rows in it; longest_prompt: of all that it began with.
     """
 
     def __init__(self, layout: PackedLayout, num_new: int) -> None:
@@ -81,7 +82,9 @@ class RaggedCache(Cache):  # type: ignore[misc]
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         lengths = torch.tensor([length for count, length in layout.groups for _ in range(count)])
-        self.starts = (self.length - lengths).to(layout.cu_seqlens.device)
+        self.prompt_lengths = lengths.to(layout.cu_seqlens.device)
+        self.longest_prompt = layout.max_length
+        self.starts = self.length - self.prompt_lengths
         self.key_mask: Tensor | None = None
         self._is_ragged = len(layout.groups) > 1
 
@@ -118,6 +121,7 @@ class RaggedCache(Cache):  # type: ignore[misc]
     def keep(self, rows: Tensor) -> None:
         """Forget all sequences but these, and the columns only the forgotten ones used."""
         starts = self.starts[rows]
+        self.prompt_lengths = self.prompt_lengths[rows]
         cut = int(starts.min())
         self.starts = starts - cut
         self._is_ragged = bool((self.starts > 0).any())
@@ -140,6 +144,41 @@ class RaggedCache(Cache):  # type: ignore[misc]
         return store
 
 
+def prefill(
+    decoder: Decoder, embeds_1KD: Tensor, lengths: Sequence[int], num_new: int
+) -> tuple[RaggedCache, Tensor, Tensor]:
+    """Prompts side by side, lengths ascending: their cache, the positions after them int64[B, 1], float32 logits there.
+
+    num_new: most tokens that will follow.
+    """
+    assert list(lengths) == sorted(lengths), f"prompts must come shortest first, got lengths {list(lengths)}"
+    device = embeds_1KD.device
+    after = torch.tensor(lengths, device=device).cumsum(0)
+    spans = [(0, int(e) - n, n) for e, n in zip(after.tolist(), lengths, strict=True)]
+    layout = PackedLayout.from_spans(spans, (1, embeds_1KD.shape[1]), device)
+    positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device)
+    cache = RaggedCache(layout, num_new)
+    hidden = decoder.run_packed(embeds_1KD, positions, layout, cache)
+    logits = decoder.head(hidden[0, after - 1]).float()
+    return cache, torch.tensor(lengths, device=device)[:, None], logits
+
+
+def check_stops(stop: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Stop sequences, longest first; an empty one is an error."""
+    if not all(stop):
+        raise ValueError(f"an empty stop sequence would end every answer at once: {list(stop)}")
+    return sorted(([int(i) for i in s] for s in stop), key=len, reverse=True)
+
+
+def cut_stop(output: list[int], stops: Sequence[list[int]]) -> bool:
+    """Whether the output ends in a stop sequence, which is then cut off (the longest that fits)."""
+    for stop in stops:
+        if output[-len(stop) :] == stop:
+            del output[-len(stop) :]
+            return True
+    return False
+
+
 class Decoding:
     """A batch of sequences being generated, one token per `step`.
 
@@ -160,26 +199,15 @@ class Decoding:
         generators: Sequence[torch.Generator],
         ends: Callable[[list[int]], bool] | None = None,
     ) -> None:
-        assert list(lengths) == sorted(lengths), f"prompts must come shortest first, got lengths {list(lengths)}"
-        if not all(stop):
-            raise ValueError(f"an empty stop sequence would end every answer at once: {list(stop)}")
         self.decoder = decoder
         self.budgets, self.sampling, self.generators, self.ends = budgets, sampling, generators, ends
-        self.stop = sorted(([int(i) for i in s] for s in stop), key=len, reverse=True)
+        self.stop = check_stops(stop)
         self.outputs: list[list[int]] = [[] for _ in lengths]
         self._live = list(range(len(lengths)))
         """Sequences that go on."""
         self._rows = list(self._live)
         """The sequence of every row of the cache; finished ones stay until the cache is compacted."""
-        device = embeds_1KD.device
-        after = torch.tensor(lengths, device=device).cumsum(0)
-        spans = [(0, int(e) - n, n) for e, n in zip(after.tolist(), lengths, strict=True)]
-        layout = PackedLayout.from_spans(spans, (1, embeds_1KD.shape[1]), device)
-        positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device)
-        self._cache = RaggedCache(layout, max(budgets))
-        self._positions = torch.tensor(lengths, device=device)[:, None]
-        hidden = decoder.run_packed(embeds_1KD, positions, layout, self._cache)
-        self._logits = decoder.head(hidden[0, after - 1]).float()
+        self._cache, self._positions, self._logits = prefill(decoder, embeds_1KD, lengths, max(budgets))
 
     @property
     def is_done(self) -> bool:
@@ -197,7 +225,7 @@ class Decoding:
                 continue
             output = self.outputs[sequence]
             output.append(token)
-            is_stopped = self._cut(output) or (self.ends is not None and self.ends(output))
+            is_stopped = cut_stop(output, self.stop) or (self.ends is not None and self.ends(output))
             if is_stopped or len(output) >= self.budgets[sequence]:
                 finished.append(sequence)
         self._live = [sequence for sequence in self._live if sequence not in finished]
@@ -210,14 +238,6 @@ class Decoding:
         while not self.is_done:
             self.step()
         return self.outputs
-
-    def _cut(self, output: list[int]) -> bool:
-        """Whether the output ends in a stop sequence, which is then cut off (the longest that fits)."""
-        for stop in self.stop:
-            if output[-len(stop) :] == stop:
-                del output[-len(stop) :]
-                return True
-        return False
 
     def _forward(self, ids_B: Tensor) -> None:
         """Logits after the newest token of every row still in the cache."""

@@ -17,8 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from bestiary.schema import IGNORE, Turn
-from bestiary.schema import IMAGE_TAG as IMAGE_TAG  # the processors of variants name it as ours
+from bestiary.schema import IGNORE, IMAGE_TAG, Turn
 
 
 class SpanTokenizer(Protocol):

@@ -5,16 +5,18 @@ two in one pass, so no text is tokenised twice. The segment functions answer ano
 tokenised inside a longer one, after a space (`encode_segment`) or right after other characters
 (`encode_wo_prefix_space`)? Stop sequences need both (LLaMA2-Accessory accessory/model/tokenizer.py @ 3777c43).
 
-Two kinds stand behind one interface: sentencepiece models, and folders in Hugging Face's layout. Neither ever leaves
-the disk or runs code that lies beside its files.
+Three kinds stand behind one interface: sentencepiece models, folders in Hugging Face's layout, and Qwen's tiktoken file
+(`qwen_tokenizer.py`). None ever leaves the disk or runs code that lies beside its files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -216,11 +218,16 @@ class FolderTokenizer(Tokenizer):
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer stored at `path`: a sentencepiece model file, or a folder in Hugging Face's layout.
+    """The tokenizer stored at `path`: a sentencepiece model, a qwen.tiktoken, or a folder in Hugging Face's layout.
 
-    A folder with nothing but a tokenizer.model beside the weights, as Meta publishes it, is that model.
+    A folder with nothing but a tokenizer.model beside the weights, as Meta publishes it, is that model; one with a
+    qwen.tiktoken is Qwen's, whatever code beside it its tokenizer_config.json names.
     """
     folder = Path(path)
+    if folder.suffix == ".tiktoken" or (folder / "qwen.tiktoken").is_file():
+        from bestiary.text.qwen_tokenizer import QwenTokenizer
+
+        return QwenTokenizer(path)
     if not folder.is_dir():
         return SentencePieceTokenizer(path)
     if any((folder / name).is_file() for name in _FOLDER_FILES):
@@ -233,6 +240,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     )
 
 
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without the warning that config.json is of a model transformers does not know: only its tokenizer is read."""
+    logger = logging.getLogger("transformers.configuration_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _from_folder(folder: Path) -> Any:
     """transformers' fast tokenizer of a folder: local files alone, and never the code that may lie beside them."""
     from transformers import AutoTokenizer
@@ -243,7 +262,8 @@ def _from_folder(folder: Path) -> Any:
         }
         if "auto_map" in found.get("tokenizer_config.json", {}):
             raise ValueError("its tokenizer_config.json asks for code of its own, auto_map, which is never run")
-        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with _unwarned():
+            loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(

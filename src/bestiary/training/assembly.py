@@ -18,13 +18,11 @@ from bestiary.compose import at_home, build
 from bestiary.config import Data, Run, Source
 from bestiary.language.tuning import check_quantization
 from bestiary.mllm import MultimodalLM
-from bestiary.saved_run import Pieces as Pieces
-from bestiary.saved_run import build_pieces as build_pieces
-from bestiary.saved_run import load_saved_run, with_processor
+from bestiary.saved_run import Pieces, load_saved_run, with_processor
 from bestiary.saved_tuning import BASE, base_sha256, check_base, saves_all, says
+from bestiary.saved_weights import made_by
 from bestiary.training.checkpoints import Checkpoint
-from bestiary.training.parents import load_first_weights as load_first_weights
-from bestiary.training.parents import load_parent
+from bestiary.training.parents import load_first_weights, load_parent, wrong_stage
 from bestiary.training.resuming import launched_rank, num_launched, open_run, resume_path
 from bestiary.training.run_dir import RunDir
 from bestiary.training.stages import apply_stage, parameter_table
@@ -53,13 +51,17 @@ def check_start(run: Run) -> None:
     missing = _missing_files(run)
     if lacks := _lacks_parent(run):
         raise ValueError(f"{lacks}, or stage.parent_optional=true to start from model.weights")
+    if wrong := _wrong_parent(run):
+        raise ValueError(wrong)
     if missing:
         more = f"; dry_run=true lists {len(missing) - 1} more" if len(missing) > 1 else ""
         raise FileNotFoundError(f"{missing[0]}; put it there or name another{more}")
 
 
 def make_ready(run: Run) -> None:
-    """Check what a new run starts from, then make the data where a recipe makes its own."""
+    """Check what a new run starts from, then make the data where a recipe makes its own; nothing in a dry run."""
+    if run.dry_run:
+        return
     check_start(run)
     if run.data.prepare:
         build(run.data.prepare)
@@ -100,6 +102,10 @@ def start(
         _ = data.domains  # opens the shards: a missing one must not leave a run directory behind
     given = run.parent or run.stage.parent
     plan = plan_tuning(pieces.model, run.stage, run.tuning)
+    if not resume:  # what is refused must not leave a run directory behind
+        if launched_rank() == 0:
+            RunDir(path).check_free()
+        parent = _begin(run, pieces, plan, given, None)
     asked, resolved = OmegaConf.to_yaml(config), OmegaConf.to_yaml(config, resolve=True)
     directory, checkpoint = open_run(
         path, resume=resume, stage=run.stage.name, config=asked, resolved=resolved, accept=accept
@@ -107,8 +113,14 @@ def start(
     log.info("run directory: %s", path)
     if checkpoint is not None and saves_all(run.tuning):
         return directory, checkpoint, None
-    # A run killed before its first checkpoint starts again from what it was given then, not from a default.
-    parent = (directory.status.parent if resume else None) or given
+    if resume:
+        # A run killed before its first checkpoint starts again from what it was given then, not from a default.
+        parent = _begin(run, pieces, plan, directory.status.parent or given, checkpoint)
+    return directory, checkpoint, None if checkpoint else parent
+
+
+def _begin(run: Run, pieces: Pieces, plan: Plan, parent: str | None, checkpoint: Checkpoint | None) -> str | None:
+    """Puts the first weights into the model and tunes it; returns the parent as the run is to remember it."""
     if parent:
         opened = load_parent(pieces.model, parent, stage=run.stage, identity=pieces.identity,
                              weights=run.model.weights, unused=run.model.unused_weights)  # fmt: skip
@@ -117,7 +129,7 @@ def start(
         found = load_first_weights(pieces.model, run.model.weights, pieces.identity, unused=run.model.unused_weights)
     if not saves_all(run.tuning):
         _begin_tuning(run, pieces, plan, found, checkpoint)
-    return directory, checkpoint, None if checkpoint else parent
+    return parent
 
 
 def _lacks_parent(run: Run) -> str | None:
@@ -196,6 +208,7 @@ def show_plan(run: Run, missing: Mapping[str, str], stream: Callable[..., Any]) 
     by = f"made at first use by {run.data.prepare['_target_']}" if run.data.prepare else ""
     files = _missing_files(run)
     absent = [*(line for place, line in missing.items() if place not in made), *files]
+    wrong = _wrong_parent(run)
     used = {name: source for name, source in run.data.sources.items() if source.weight != 0}
     if missing or files:
         shares = asked_shares(run.data)
@@ -215,6 +228,8 @@ def show_plan(run: Run, missing: Mapping[str, str], stream: Callable[..., Any]) 
         "",
         f"missing on disk: {len(absent)}" if absent else "nothing is missing on disk",
         *(f"  {line}" for line in absent),
+        *(["a source: write its shards there, or set data.sources.NAME.path"] if len(absent) > len(files) else []),
+        *(["", f"this run would be refused: {wrong}"] if wrong else []),
     ]
     show("\n".join(lines))
     return 0
@@ -292,5 +307,10 @@ def _missing_files(run: Run) -> list[str]:
     if not parent:
         wanted |= {f"weights {i}": path for i, path in enumerate(run.model.weights, 1)}
     found = [f"{name}: {path} does not exist" for name, path in wanted.items() if path and not Path(path).exists()]
-    lacks = _lacks_parent(run)
-    return [*found, lacks] if lacks else found
+    return [*found, *(line for line in (_lacks_parent(run),) if line)]
+
+
+def _wrong_parent(run: Run) -> str | None:
+    """What to say of a parent that another stage made than this one starts from."""
+    given = run.parent or run.stage.parent
+    return wrong_stage(given, made_by(Path(given)), run.stage) if given and Path(given).exists() else None

@@ -22,11 +22,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from bestiary.saved_weights import FORMAT as FORMAT
-from bestiary.saved_weights import CheckpointError as CheckpointError
-from bestiary.saved_weights import newest_folder, step_folder, steps
-from bestiary.saved_weights import sha256 as sha256
-from bestiary.saved_weights import verify as verify
+from bestiary.saved_weights import FORMAT, CheckpointError, newest_folder, sha256, step_folder, steps, verify
 from bestiary.training.report import Totals
 
 log = logging.getLogger(__name__)
@@ -114,12 +110,12 @@ def write(
     save_file(dict(optimizer), temporary / "optimizer.safetensors")
     save_file(dict(rng), temporary / "rng.safetensors")
     (temporary / "state.json").write_text(state.to_json(), encoding="utf-8")
-    _seal(temporary, state.step)
+    seal(temporary, state.step)
     old = root / f".{final.name}.{os.getpid()}.old"
     if final.exists():
         os.replace(final, old)
     os.replace(temporary, final)
-    _sync(root)
+    sync(root)
     _point_last(root, final)
     _remove(old)
     _retain(root, keep)
@@ -137,9 +133,7 @@ def read(folder: Path) -> Checkpoint:
 def newest(root: Path) -> Checkpoint | None:
     """The newest checkpoint that verifies; damaged ones are passed over with a warning. None if there is none."""
     folder = newest_folder(root)
-    return (
-        None if folder is None else Checkpoint(folder, TrainState.from_json((folder / "state.json").read_text("utf-8")))
-    )
+    return None if folder is None else _opened(folder)
 
 
 def untied(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -189,19 +183,19 @@ def _opened(folder: Path) -> Checkpoint:
     return Checkpoint(folder, TrainState.from_json((folder / "state.json").read_text(encoding="utf-8")))
 
 
-def _seal(folder: Path, step: int) -> None:
-    """Flush every file to disk, then write the manifest."""
+def seal(folder: Path, step: int) -> None:
+    """Flush every file of a folder to disk, then write the manifest that makes it a checkpoint."""
     entries = {}
     for path in sorted(folder.iterdir()):
-        _sync(path)
+        sync(path)
         entries[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     manifest = folder / "MANIFEST.json"
     manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": entries}, indent=1) + "\n", "utf-8")
-    _sync(manifest)
-    _sync(folder)
+    sync(manifest)
+    sync(folder)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """fsync a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

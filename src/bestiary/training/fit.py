@@ -19,17 +19,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from bestiary.config import Cluster, Logger, Tuning
 from bestiary.language.tuning import plain_name
 from bestiary.saved_tuning import frozen_dtype
+from bestiary.saved_weights import CheckpointError, check_identity
 from bestiary.training.callbacks.evaluating import Evaluate, Evaluating
 from bestiary.training.callbacks.progress import ProgressView
 from bestiary.training.callbacks.recording import Listener, Recorder, StepClock
 from bestiary.training.callbacks.saving import Saving
 from bestiary.training.callbacks.wandb_watch import WandbWatch
-from bestiary.training.checkpoints import Checkpoint, CheckpointError, TrainState
+from bestiary.training.checkpoints import Checkpoint, TrainState
 from bestiary.training.flops import estimate
 from bestiary.training.mix import notes_of, write_changes, write_mix
 from bestiary.training.model_state import load_model_tensors
 from bestiary.training.module import MLLMModule
-from bestiary.training.parents import check_identity
 from bestiary.training.report import Totals
 from bestiary.training.resuming import launched_rank
 from bestiary.training.run_dir import RunDir
@@ -344,7 +344,8 @@ def _quiet_lightning() -> Any:
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="lightning.*")
+        for kind in (UserWarning, DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=kind, module="lightning.*")
         try:
             yield
         finally:

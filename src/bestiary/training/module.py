@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,6 +78,13 @@ class MLLMModule(LightningModule):
 
     def check(self, batch: Batch) -> None:
         """A variant's own checks of a micro-batch, still on the host; raises on a batch it must not train on."""
+
+    def rank_state(self) -> dict[str, torch.Tensor]:
+        """Tensors of this rank beside weights and moments that an exact resume needs, by name."""
+        return {}
+
+    def set_rank_state(self, states: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of `rank_state`; an empty mapping is a run that had other ranks."""
 
     def configure_model(self) -> None:
         """Shard the model where the strategy asks for it (FSDP2)."""

@@ -19,10 +19,7 @@ from torch import nn
 
 from bestiary.config import Stage
 from bestiary.saved_tuning import check_whole
-from bestiary.saved_weights import SavedWeights as Parent
-from bestiary.saved_weights import check_identity as check_identity
-from bestiary.saved_weights import check_names
-from bestiary.saved_weights import open_weights as open_parent
+from bestiary.saved_weights import SavedWeights, check_beginning, check_names, open_weights
 from bestiary.training.checkpoints import TrainState, header, untied
 from bestiary.training.model_state import load_model_tensors
 from bestiary.training.names import any_match, matching
@@ -38,7 +35,7 @@ def load_parent(
     identity: Mapping[str, str],
     weights: Sequence[str] = (),
     unused: Sequence[str] = (),
-) -> Parent:
+) -> SavedWeights:
     """Put a parent's weights into the model; raises ValueError with the reason where they do not belong there.
 
     identity: what weights depend on beside shapes, compared key by key with what the parent recorded (tokenizer ...).
@@ -46,10 +43,10 @@ def load_parent(
     of another model may lack all that `stage.parent_may_lack` names: it comes from `weights`, of which `unused` are
     globs of names that the model has not, or stays as drawn.
     """
-    parent = open_parent(Path(path))
+    parent = open_weights(Path(path))
     check_whole(parent)
     _check_stage(parent, stage)
-    check_identity(parent.identity, identity, where=f"parent {parent.path}")
+    check_beginning(parent.identity, identity, where=f"parent {parent.path}")
     lacked = _lacked(model, parent, stage)
     check_names(model, parent.tensors, where=f"parent {parent.path}", may_lack=parent.absent | lacked)
     if lacked:
@@ -84,9 +81,9 @@ def load_first_weights(
     if not files:
         log.warning("no parent and no model.weights: training starts from random weights")
     for file in files:
-        weights = open_parent(Path(file), what="weights")
+        weights = open_weights(Path(file), what="weights")
         check_whole(weights)
-        check_identity(weights.identity, identity, where=f"weights {file}")
+        check_beginning(weights.identity, identity, where=f"weights {file}")
         tensors = {
             name: tensor
             for name, tensor in weights.tensors.items()
@@ -98,7 +95,7 @@ def load_first_weights(
     return found
 
 
-def _lacked(model: nn.Module, parent: Parent, stage: Stage) -> frozenset[str]:
+def _lacked(model: nn.Module, parent: SavedWeights, stage: Stage) -> frozenset[str]:
     """What a parent of another model does not have; empty where it has any of it, so that a damaged one is refused."""
     names = list(model.state_dict())
     may_lack = matching(names, stage.parent_may_lack, rule=f"stage {stage.name}: parent_may_lack")
@@ -163,16 +160,23 @@ def export_weights(
     save_file(kept, path, metadata={**says, "absent": json.dumps(absent), "tied": json.dumps(tied)})
 
 
-def _check_stage(parent: Parent, stage: Stage) -> None:
+def wrong_stage(path: Path | str, made_by: str, stage: Stage) -> str | None:
+    """Why a stage does not start from a parent that stage `made_by` made ("": it does not say); None if it does."""
     if not stage.parents:
-        raise ValueError(
-            f"stage {stage.name} starts without a parent (stage.parents is empty); leave out {parent.path}, or name it "
-            "in model.weights"
+        return (
+            f"parent: stage {stage.name} starts without a parent (stage.parents is empty); leave out {path}, or name "
+            "it in model.weights"
         )
-    if not parent.stage:
-        log.warning("parent %s does not say which stage made it; only names and shapes are checked", parent.path)
-    elif parent.stage not in stage.parents:
-        raise ValueError(
-            f"parent {parent.path} is of stage {parent.stage}, but stage {stage.name} starts from "
+    if made_by and made_by not in stage.parents:
+        return (
+            f"parent {path} is of stage {made_by}, but stage {stage.name} starts from "
             f"{' or '.join(stage.parents)}; train that stage first, or give a checkpoint of it"
         )
+    return None
+
+
+def _check_stage(parent: SavedWeights, stage: Stage) -> None:
+    if why := wrong_stage(parent.path, parent.stage, stage):
+        raise ValueError(why)
+    if not parent.stage:
+        log.warning("parent %s does not say which stage made it; only names and shapes are checked", parent.path)

@@ -55,6 +55,7 @@ class StepReport:
     weighted_loss: what was minimised, sum(weight * token losses) / sum(weight * tokens); None where all weights are 1.
     *_by_source, *_by_domain: only those that occurred. stop_signals: (SIGINTs, SIGTERMs) seen by any rank.
     keys, states: lane -> sample keys, lane -> state after the step; samples: with their losses; this rank's lanes only.
+    measured: what a variant measures beside, by its name in wandb.
     """
 
     step: int
@@ -72,6 +73,7 @@ class StepReport:
     keys: dict[int, list[str]]
     states: dict[int, bytes]
     samples: tuple[SeenSample, ...]
+    measured: dict[str, float] = field(default_factory=dict)
 
     @property
     def fill(self) -> float:
@@ -234,4 +236,5 @@ def metrics_record(report: StepReport, totals: Totals) -> dict[str, Any]:
         "mix_samples": shares(totals.samples_by_source),
         "mix_tokens": shares(totals.tokens_by_source),
         "mix_targets": shares(totals.targets_by_source),
+        **({"measured": report.measured} if report.measured else {}),
     }

@@ -10,7 +10,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bestiary.training.checkpoints import Checkpoint, CheckpointError, newest
+from bestiary.saved_weights import CheckpointError
+from bestiary.training.checkpoints import Checkpoint, newest
 from bestiary.training.run_dir import RunDir, write_atomic
 
 log = logging.getLogger(__name__)

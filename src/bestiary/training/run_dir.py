@@ -178,14 +178,18 @@ class RunDir:
             os.close(self._lock)
             self._lock = None
 
+    def check_free(self) -> None:
+        """Raise where this folder already holds a run."""
+        if self.exists:
+            at = f"{self.status.state} at step {self.status.step}"
+            raise ValueError(f"{self.path} already holds a run ({at}): pass resume={self.path}, or another run_dir=")
+
     def start(self, *, config: str, resolved: str, stage: str = "") -> None:
         """Make a new run's folder; a folder that already holds a run is refused.
 
         config, resolved: YAML text of what was asked and of what it became.
         """
-        if self.exists:
-            at = f"{self.status.state} at step {self.status.step}"
-            raise ValueError(f"{self.path} already holds a run ({at}): pass resume={self.path}, or another run_dir=")
+        self.check_free()
         self.eval.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         self.lock()

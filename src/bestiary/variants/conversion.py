@@ -1,4 +1,4 @@
-"""Published checkpoints to ours and back: rules of names, strict both ways, and strict loading of our own files.
+"""Published checkpoints to ours and back: rules of names, strict both ways.
 
 A variant lists `Rule`s; everything else is done here. A rule may rename, cut one stacked tensor into ours (query, key
 and value; gate and up) or reorder the rows of a rotary projection. Because a rule works in both directions, a
@@ -13,13 +13,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from bestiary.language.decoder import Decoder
+from bestiary.saved_weights import check_names
 
 FIELDS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias", "rest": ".+"}
 """What a `{field}` of a rule's template stands for."""
@@ -152,7 +151,7 @@ class Converter:
         *,
         head_dim: int,
         may_lack: Sequence[str] = (),
-        origin: str = "published weights",
+        origin: str = "the published checkpoint",
     ) -> Report:
         """Put published tensors into the model, strictly; `may_lack` as in `load_state`."""
         report = load_state(model, self.to_ours(state, head_dim=head_dim), origin=origin, may_lack=may_lack)
@@ -232,59 +231,12 @@ def load_state(
         if not fnmatch.filter(own, glob):
             raise ValueError(f"may_lack {glob!r} matches no name of the model; nearest: {_nearest(glob, own)}")
     lacking = [name for name in own if name not in state]
-    allowed = {name for name in lacking if any(fnmatch.fnmatchcase(name, glob) for glob in may_lack)}
-    wanted = {name: tensor for name, tensor in own.items() if name not in allowed}
-    check_names(wanted, {name: tuple(tensor.shape) for name, tensor in state.items()}, origin=origin)
+    allowed = frozenset(name for name in lacking if any(fnmatch.fnmatchcase(name, glob) for glob in may_lack))
+    check_names(model, state, where=origin, may_lack=allowed)
     on_meta = any(tensor.is_meta for tensor in own.values())
     model.load_state_dict(dict(state), strict=not allowed, assign=on_meta)
     for module in list(model.modules()) if on_meta else []:
         if isinstance(module, Decoder) and not module.lm_head.weight.is_meta:
             module.restore_buffers()
-    return Report(matched=tuple(wanted), missing=tuple(name for name in lacking if name in allowed))
-
-
-def check_names(own: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], *, origin: str) -> None:
-    """Raise one line that names what is missing, unexpected or of another shape, with the nearest names."""
-    missing = [name for name in own if name not in shapes]
-    unexpected = [name for name in shapes if name not in own]
-    wrong = [name for name in shapes if name in own and shapes[name] != tuple(own[name].shape)]
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} missing, first {missing[0]} (nearest: {_nearest(missing[0], unexpected)})")
-    if unexpected:
-        near = _nearest(unexpected[0], missing or own)
-        problems.append(f"{len(unexpected)} unexpected, first {unexpected[0]} (nearest: {near})")
-    if wrong:
-        name = wrong[0]
-        problems.append(f"{len(wrong)} of another shape, first {name}: {shapes[name]}, not {tuple(own[name].shape)}")
-    if problems:
-        raise ValueError(f"{origin} do not fit the model: {'; '.join(problems)}; was it built with the same sizes?")
-
-
-def load_weights(model: nn.Module, path: str | Path, *, may_lack: Sequence[str] = ()) -> Report:
-    """Load our own weights strictly: a .safetensors file, or a folder of them (parts of one state).
-
-    may_lack: globs of names the path may leave out (a file of encoders only), see `load_state`.
-    Never reads pickles. A wrong, truncated or partial file raises ValueError and leaves the model as it was.
-    """
-    state: dict[str, torch.Tensor] = {}
-    for file in weight_files(Path(path)):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                names = list(tensors.keys())
-                if twice := [name for name in names if name in state]:
-                    raise ValueError(f"{file}: {twice[0]} is also in another file of {path}; keep one set of weights")
-                state.update({name: tensors.get_tensor(name) for name in names})
-        except SafetensorError as error:
-            raise ValueError(f"{file} is not a whole safetensors file ({error}); copy or download it again") from error
-    return load_state(model, state, origin=f"weights of {path}", may_lack=may_lack)
-
-
-def weight_files(path: Path) -> Sequence[Path]:
-    """The safetensors files a path stands for; raises when there is none."""
-    if path.is_file() and path.suffix == ".safetensors":
-        return [path]
-    if path.is_dir() and (files := sorted(path.glob("*.safetensors"))):
-        return files
-    there = "no such path" if not path.exists() else "no .safetensors there; pickled checkpoints are not read"
-    raise ValueError(f"{path}: {there}; give a .safetensors file or a folder that holds some")
+    matched = tuple(name for name in own if name not in allowed)
+    return Report(matched=matched, missing=tuple(name for name in lacking if name in allowed))

@@ -134,10 +134,7 @@ class HfFolder:
         """One tensor, mapped; let go of it before asking for the next."""
         file = self._file_of[name]
         if file not in self._open:
-            read: Callable[[Path], Mapping[str, torch.Tensor]] = (
-                Opened if self.format == "safetensors" else self._read_pickle
-            )
-            self._open = {file: Windowed(lambda: read(file), window=window_bytes(file.stat().st_size))}
+            self._open = {file: Windowed(lambda: self._read(file), window=window_bytes(file.stat().st_size))}
         return self._open[file][name]
 
     def _read(self, file: Path) -> Mapping[str, torch.Tensor]:

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import torch
 
+from bestiary.config import Run
+from bestiary.mllm import MultimodalLM
 from bestiary.variants.conversion import Converter
 from bestiary.variants.tensor_file import DTYPES
 
@@ -64,6 +66,20 @@ class Published:
             raise ValueError(f"{path} was not written by this version ({error}); import the weights again") from error
 
 
+@dataclass(frozen=True, slots=True)
+class FirstExport:
+    """How weights are published that were never imported: what the files beside them say.
+
+    key: `Model.key`. layout: the format of the files. texts: contents of side files by name; files: such to be copied.
+    """
+
+    key: str
+    layout: str
+    head_dim: int
+    texts: dict[str, str]
+    files: dict[str, Path]
+
+
 class Source(Protocol):
     """One published path, opened: what there is, and each tensor whole on demand (let go of it before the next).
 
@@ -94,9 +110,21 @@ class Source(Protocol):
 class Model(Protocol):
     """One model of a layout. key: what the layout calls it; name: ours.
 
-    embedding: the tensor with as many rows as the tokenizer has pieces. derived: names of tables that files carry
-    along and every model computes by itself.
+    key_word: what its files call the key. embedding: the tensor with as many rows as the tokenizer has pieces, or more
+    where allows_spare_ids. derived: names of tables that files carry along and every model computes by itself.
     """
+
+    @property
+    def key_word(self) -> str:
+        """See the class."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """What the weights depend on beside shapes and tokenizer, as our checkpoints record it."""
+
+    @property
+    def allows_spare_ids(self) -> bool:
+        """See the class."""
 
     @property
     def key(self) -> str:
@@ -121,6 +149,9 @@ class Model(Protocol):
     def expected(self, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Published names and shapes of a whole checkpoint at the sizes that these tensors and the config tell."""
 
+    def tied(self, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, str]:
+        """Published names that the files leave out because they are another tensor, and which one."""
+
     def head_dim(self, shapes: Shapes, config: Mapping[str, Any]) -> int:
         """Width of the decoder's attention heads, which the order of rotary rows needs; raises when nobody says it."""
 
@@ -138,6 +169,12 @@ class Layout(Protocol):
     def recognises(self, path: Path) -> bool:
         """Whether a path looks like one of this family; cheap, and never raises."""
 
+    def knows(self, names: Mapping[str, object]) -> bool:
+        """Whether tensors are named as this family's are."""
+
+    def config_of_list(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """What a list of names and shapes (a JSON object) says of the model's sizes, in the words of its config."""
+
     def open(self, path: Path) -> Source:
         """The published path; one line of error when it is not one whole set."""
 
@@ -146,6 +183,9 @@ class Layout(Protocol):
 
     def side_files(self, path: Path) -> dict[str, Path]:
         """What lies beside the weights and is kept byte for byte, by name."""
+
+    def tokenizer(self, path: Path, side_files: Mapping[str, Path]) -> Path | None:
+        """The tokenizer beside the weights in `path`, a file or a folder; None without."""
 
     def config(self, side_files: Mapping[str, Path]) -> dict[str, Any]:
         """The sizes that lie beside the weights, {} without."""
@@ -160,6 +200,12 @@ class Layout(Protocol):
 
     def model_called(self, key: str) -> Model:
         """The model with this key; ValueError when there is none."""
+
+    def node(self, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The model as conf/model would say it, where the config beside the weights tells everything; None else."""
+
+    def first_export(self, run: Run, model: MultimodalLM) -> FirstExport | None:
+        """How a run's model is published that began as no import; None where that cannot be told or is not of here."""
 
     def write(
         self,
@@ -177,3 +223,10 @@ class Layout(Protocol):
         names to write are those of `shapes`, in its order; layout: one of `formats`; num_shards: None keeps
         the recorded number. What cannot be written so is one line of error.
         """
+
+
+def tokenizer_of(path: Path, side_files: Mapping[str, Path]) -> Path | None:
+    """The tokenizer beside weights: a sentencepiece model, or the folder of a Hugging Face one; None without."""
+    if "tokenizer.model" in side_files:
+        return side_files["tokenizer.model"]
+    return path if "tokenizer.json" in side_files else None

@@ -33,7 +33,9 @@ class Part:
     that tensors (by our names) and config.json tell. types: model_type of config.json, none for files without one.
     dropped: pattern of published names that have no place in the part. settings: what config.json says that no shape
     shows, as overrides of the command line. embedding: the tensor with as many rows as the tokenizer has pieces.
-    keep: pattern of our names to be expected, for a part that fills only some of the module's.
+    keep: pattern of our names to be expected, for a part that fills only some of the module's. model: whose part it
+    is, where others have it under other names. allows_spare_ids: the embedding may have more rows than the tokenizer
+    pieces.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Part:
     settings: Callable[[Mapping[str, Any]], list[str]] | None = None
     embedding: str = ""
     keep: str = ".*"
+    model: str = "sphinx"
+    allows_spare_ids: bool = False
 
     def recognises(self, names: Mapping[str, object], config: Mapping[str, Any]) -> bool:
         """Whether the tensors' names and config.json's model_type are of this layout."""

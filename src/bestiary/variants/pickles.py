@@ -7,6 +7,8 @@ every `window` bytes.
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import torch
 WINDOW_BYTES = (4 << 20, 512 << 20)
 """Least and most bytes of mapped pages that a folder holds at a time; between them, a share of its largest file."""
 WINDOW_SHARE = 0.03
+_OBJECT = re.compile(r"GLOBAL ([\w.]+)")
+"""What a pickle wants beside tensors, in torch's words."""
 
 
 class Windowed:
@@ -59,8 +63,13 @@ def load_pickle(path: Path) -> dict[str, object]:
     """A torch pickle of tensors, memory-mapped and without running code; ValueError when it is not whole."""
     mapped = _is_zip(path)  # files of before torch 1.6 cannot be mapped
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of other versions of pickle
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        found = _OBJECT.search(str(error))
+        reason = f"it asks to run {found[1]}, which is never done" if found else "it is no pickle of tensors alone"
+        raise ValueError(f"{path} is not a whole checkpoint of tensors ({reason}); fetch it again") from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is not a whole checkpoint of tensors ({reason}); fetch it again") from error
     if not isinstance(content, dict):

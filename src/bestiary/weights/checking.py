@@ -81,19 +81,15 @@ def check_fit(
         raise ValueError(f"{where} does not fit the model: {'; '.join(problems)}")
 
 
-def tokenizer_of(path: Path, side_files: Mapping[str, Path]) -> Path | None:
-    """The tokenizer beside weights: a sentencepiece model, or the folder of a Hugging Face one; None without."""
-    if "tokenizer.model" in side_files:
-        return side_files["tokenizer.model"]
-    return path if "tokenizer.json" in side_files else None
+def check_tokenizer(path: Path | None, rows: int, *, allows_spare: bool = False) -> dict[str, str]:
+    """The identity that weights with this tokenizer have; raises when its pieces are not the embedding's rows.
 
-
-def check_tokenizer(path: Path | None, rows: int) -> dict[str, str]:
-    """The identity that weights with this tokenizer have; raises when its pieces are not the embedding's rows."""
+    allows_spare: the embedding may have more rows than there are pieces.
+    """
     if path is None:
         return {}
     tokenizer = load_tokenizer(path)
-    if tokenizer.vocab_size != rows:
+    if tokenizer.vocab_size > rows or (tokenizer.vocab_size < rows and not allows_spare):
         raise ValueError(
             f"tokenizer {path} has {tokenizer.vocab_size} pieces but the embedding {rows} rows; it is not the "
             "tokenizer of these weights: give theirs with --tokenizer FILE"

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import torch
 
-from bestiary.variants.layouts import Layout, Model, Published
+from bestiary.compose import load_run
+from bestiary.named_model import at_project
+from bestiary.saved_run import build_pieces
+from bestiary.saved_tuning import BASE
+from bestiary.variants.layouts import FirstExport, Layout, Model, Published
 from bestiary.variants.tensor_file import DTYPES
 from bestiary.weights.difference import Difference
 from bestiary.weights.folder import EXTRA, PUBLISHED, new_folder
-from bestiary.weights.layouts import layout_called
+from bestiary.weights.layouts import LAYOUTS, layout_called
 from bestiary.weights.ours import OurTensors
+
+CONFIG = "config.resolved.yaml"
+"""What a run directory was asked to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +51,20 @@ def export_weights(
     """Write `out`, a published folder. like: the import whose names, order, dtypes and side files it takes.
 
     None keeps what the import recorded; a trained run needs `like`, and takes from there what it left out (frozen
-    encoders kept elsewhere). delta_from: write the difference to this import only (a `*.model-diff.pth` folder), in
-    `delta_dtype`; it serves as `like`, too.
+    encoders kept elsewhere), unless its layout can be made of the run's configuration alone (Ovis). delta_from: write
+    the difference to this import only (a `*.model-diff.pth` folder), in `delta_dtype`; it serves as `like`, too.
     """
     if delta_from is not None and layout not in (None, "consolidated", "delta"):
         raise ValueError(f"--layout {layout} has no files of differences; leave it out, or use consolidated")
     if delta_from is None and layout == "delta":
         raise ValueError("a difference needs the base it is to be added to; name its imported folder with --delta-from")
+    own = _whole_tensors(path)
     like = like or delta_from
     origin = like or path
+    if like is None and not (path / PUBLISHED).is_file() and (made := first_export(path)) is not None:
+        return _export_first(own, out, made, layout=layout, num_shards=num_shards)
     published, owner, model = published_of(origin)
-    source = PublishedView(OurTensors(path), OurTensors(like) if like else None, published, model, origin)
+    source = PublishedView(own, OurTensors(like) if like else None, published, model, origin)
     side_files = {name: origin / name for name in published.side_files}
     difference: Difference | None = None
     shapes = {name: source.shapes[name] for name in source.names}
@@ -72,6 +82,56 @@ def export_weights(
             folder, published, whole, shapes, side_files=side_files, layout=target, num_shards=num_shards
         )
     return Exported(tuple(files), len(shapes), num_bytes, len(source.cast), len(source.filled), difference)
+
+
+def first_export(path: Path) -> tuple[Layout, FirstExport] | None:
+    """How the weights of a run are published that began as no import; None where its layout needs one."""
+    folder = next((up for up in (path, *list(path.absolute().parents)[:2]) if (up / CONFIG).is_file()), None)
+    if folder is None:
+        return None
+    run = load_run(folder)
+    run.model.processor["tokenizer"] = str(at_project(run.model.processor["tokenizer"]))
+    model = build_pieces(run, on_meta=True).model
+    made = ((owner, owner.first_export(run, model)) for owner in LAYOUTS)
+    return next(((owner, found) for owner, found in made if found is not None), None)
+
+
+def _export_first(
+    own: OurTensors, out: Path, made: tuple[Layout, FirstExport], *, layout: str | None, num_shards: int | None
+) -> Exported:
+    owner, first = made
+    model = owner.model_called(first.key)
+    target = layout or first.layout
+    if target not in owner.formats:
+        raise ValueError(f"--layout {target} is none of {', '.join(owner.formats)}, which these weights can have")
+    if own.absent:
+        raise ValueError(
+            f"{own.path} leaves out {min(own.absent)}; name what holds it with --like, or merge them first"
+        )
+    dtypes = {ours: str(own.dtypes[ours]).removeprefix("torch.") for ours in own.shapes}
+    parts = _published_names(model, own.stored)
+    published = Published(target, 0, first.key, first.head_dim, {name: dtypes[at[0]] for name, at in parts.items()})
+    view = PublishedView(own, None, published, model, own.path)
+    with new_folder(out) as folder:
+        side_files = dict(first.files)
+        shapes = {name: view.shapes[name] for name in published.tensors}
+        files, num_bytes = owner.write(
+            folder, published, view.__getitem__, shapes, side_files=side_files, layout=target, num_shards=num_shards
+        )
+        for name, text in first.texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return Exported(tuple(files), len(shapes), num_bytes, 0, 0)
+
+
+def _whole_tensors(path: Path) -> OurTensors:
+    """The weights to be written; raises where they are what a tuned run trained, without their base."""
+    own = OurTensors(path)
+    if BASE in own.identity:
+        raise ValueError(
+            f"{path} holds what was trained without its base; make it whole with `bestiary weights merge {path} OUT` "
+            "and export OUT"
+        )
+    return own
 
 
 def published_of(origin: Path) -> tuple[Published, Layout, Model]:
@@ -107,7 +167,8 @@ class PublishedView:
         self.shapes |= self._extra.shapes if self._extra is not None else {}
         lost = [name for name in published.tensors if name not in self.shapes]
         absent = like.absent if like is not None else own.absent
-        added = [name for name in self._parts if name not in published.tensors]
+        tied = own.tied.keys() | (like.tied.keys() if like is not None else set())
+        added = [n for n, ours in self._parts.items() if n not in published.tensors and not tied.issuperset(ours)]
         more = [name for name in added if not absent.issuperset(self._parts[name])]
         self.names = [*published.tensors, *added]
         if lost or more:

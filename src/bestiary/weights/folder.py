@@ -5,6 +5,7 @@
     published.json         what export needs: layout, shards, order and dtypes of the published names (`Published`)
     part.json              instead of it, of an import of one part: what was dropped, settings that no shape shows
     config.json ...        the published side files, byte for byte
+    model.yaml             the model as conf/model would say it, where the published config says everything
     extra.tensors          safetensors of published tensors that no model of ours has (only when asked to keep them)
     MANIFEST.json          bytes and sha256 of each, written last
 
@@ -13,22 +14,21 @@ It is a checkpoint folder as training writes it, so train.py takes it as `parent
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bestiary.training import checkpoints
+from bestiary.training.checkpoints import sync
 
-MODEL, STATE, PUBLISHED, PART, EXTRA, MANIFEST = (
+MODEL, STATE, PUBLISHED, PART, EXTRA, NODE = (
     "model.safetensors",
     "state.json",
     "published.json",
     "part.json",
     "extra.tensors",
-    "MANIFEST.json",
+    "model.yaml",
 )
 
 
@@ -44,26 +44,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in [*temporary.rglob("*"), temporary]:
-            _flush(file)
+            sync(file)
         os.replace(temporary, path)
-        _flush(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def seal(folder: Path) -> None:
-    """Write the manifest that makes the folder a checkpoint."""
-    entries = {
-        file.name: {"bytes": file.stat().st_size, "sha256": checkpoints.sha256(file)}
-        for file in sorted(folder.iterdir())
-    }
-    text = json.dumps({"format": checkpoints.FORMAT, "step": 0, "files": entries}, indent=1) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

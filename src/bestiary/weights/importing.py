@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
-from bestiary.training.checkpoints import TrainState, header
+from bestiary.training.checkpoints import TrainState, header, seal
 from bestiary.variants.conversion import Fit
 from bestiary.variants.layouts import Layout, Model, Published
 from bestiary.variants.tensor_file import TensorFile, dtype_name
-from bestiary.weights.checking import check_fit, check_tokenizer, compare, near, tokenizer_of
-from bestiary.weights.folder import EXTRA, MODEL, PUBLISHED, STATE, new_folder, seal
+from bestiary.weights.checking import check_fit, check_tokenizer, compare, near
+from bestiary.weights.folder import EXTRA, MODEL, NODE, PUBLISHED, STATE, new_folder
 from bestiary.weights.layouts import LAYOUTS, layout_of
 
 log = logging.getLogger(__name__)
@@ -112,7 +114,9 @@ def import_weights(paths: Sequence[Path], out: Path, asked: Asked) -> Imported:
     config = sources.layout.config(side_files)
     model = sources.layout.model_of(sources.shapes, side_files, asked.may_lack)
     head_dim = model.head_dim(sources.shapes, config)
-    identity = check_tokenizer(tokenizer_of(paths[-1], side_files), sources.shapes[model.embedding][0])
+    tokenizer = sources.layout.tokenizer(paths[-1], side_files)
+    rows = sources.shapes[model.embedding][0]
+    identity = check_tokenizer(tokenizer, rows, allows_spare=model.allows_spare_ids)
     found = compare(model, sources.shapes, config)
     extra = _check(found, model, asked, paths)
     published = Published(
@@ -127,11 +131,16 @@ def import_weights(paths: Sequence[Path], out: Path, asked: Asked) -> Imported:
         record=sources.folders[0].record,
     )
     with new_folder(out) as folder:
-        _write_tensors(folder, sources, model, published, _state(found, model, published, identity))
+        state = _state(found, model, published, {**identity, **model.identity})
+        state = replace(state, tied=_tied(model, sources.shapes, config))
+        _write_tensors(folder, sources, model, published, state)
         for name, path in side_files.items():
             shutil.copyfile(path, folder / name)
         (folder / PUBLISHED).write_text(published.to_json(), encoding="utf-8")
-        seal(folder)
+        node = sources.layout.node(sources.shapes, config)
+        if node is not None:
+            (folder / NODE).write_text(OmegaConf.to_yaml(OmegaConf.create(node)), encoding="utf-8")
+        seal(folder, 0)
     size = sum(torch.Size(shape).numel() for shape in sources.shapes.values())
     return Imported(found, model, published, size, sources.unequal, bool(identity))
 
@@ -154,6 +163,13 @@ def _state(found: Fit, model: Model, published: Published, identity: dict[str, s
     """The folder's words as a checkpoint; what the weights lack is declared absent under our names."""
     absent = [ours for name in found.missing for ours in model.converter.names_of(name)]
     return replace(TrainState(step=0, stage="", seed=0), identity=identity, absent=sorted(absent))
+
+
+def _tied(model: Model, shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any]) -> dict[str, str]:
+    """Our names that are another tensor of ours, and which."""
+    names = model.converter.names_of
+    pairs = model.tied(shapes, config).items()
+    return {ours: stored for theirs, at in pairs for ours, stored in zip(names(theirs), names(at), strict=True)}
 
 
 def _write_tensors(folder: Path, sources: Sources, model: Model, published: Published, state: TrainState) -> None:

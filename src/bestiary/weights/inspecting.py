@@ -14,7 +14,7 @@ import torch
 from bestiary.variants.conversion import Fit
 from bestiary.variants.hf_folder import HfFolder, read_object
 from bestiary.variants.layouts import Layout, Model, Shapes
-from bestiary.weights.checking import by_rules, check_tokenizer, compare, tokenizer_of
+from bestiary.weights.checking import by_rules, check_tokenizer, compare
 from bestiary.weights.exporting import PublishedView, published_of
 from bestiary.weights.folder import PUBLISHED
 from bestiary.weights.layouts import LAYOUTS, layout_of
@@ -50,8 +50,8 @@ def _published(path: Path, layout: Layout) -> Inspected:
     if source.is_delta:
         return _described(where, model, source.shapes, {}, more, by_rules(model, source.shapes))
     rows = source.shapes.get(model.embedding, (0,))[0]
-    tokenizer = tokenizer_of(path, side)
-    if check_tokenizer(tokenizer, rows):
+    tokenizer = layout.tokenizer(path, side)
+    if check_tokenizer(tokenizer, rows, allows_spare=model.allows_spare_ids):
         more.append(("tokenizer", f"{'tokenizer.model' if tokenizer != path else 'tokenizer.json'}, {rows:,} pieces"))
     config = layout.config(side)
     return _described(where, model, source.shapes, config, more, compare(model, source.shapes, config))
@@ -83,10 +83,10 @@ def _manifest(path: Path) -> Inspected:
         return _cuts(params)
     if not isinstance(params, dict) or not params or not all(_is_shape(shape) for shape in params.values()):
         raise ValueError(f"{path}: unknown layout; a manifest is JSON of published names and their shapes")
+    layout = next((layout for layout in LAYOUTS if layout.knows(params)), LAYOUTS[0])
+    config = layout.config_of_list(told)
     key = told.get("llama_type")
-    model = LAYOUTS[0].model_called(key) if key is not None else LAYOUTS[0].model_of(params, {})
-    config = told.get("model_args")
-    config = config if isinstance(config, dict) else {}
+    model = layout.model_called(key) if key is not None else layout.model_of(params, {})
     return _described("manifest", model, params, config, [("dtype", "not said")], compare(model, params, config))
 
 
@@ -109,7 +109,7 @@ def _is_shape(value: object) -> bool:
 def _described(
     layout: str, model: Model, shapes: Shapes, config: Mapping[str, Any], more: list[tuple[str, str]], found: Fit
 ) -> Inspected:
-    lines = [("layout", layout), ("variant", f"{model.name} (llama_type {model.key})"), ("size", _size(shapes))]
+    lines = [("layout", layout), ("variant", f"{model.name} ({model.key_word} {model.key})"), ("size", _size(shapes))]
     lines += [*model.describe(shapes, config), *more, ("mapped", _mapped(found)), *_firsts(found)]
     return Inspected(tuple(lines), found)
 

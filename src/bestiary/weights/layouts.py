@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from bestiary.variants.layouts import Layout
+from bestiary.variants.ovis.layout import OVIS_LAYOUT
+from bestiary.variants.ovis.parts import OVIS_PARTS
 from bestiary.variants.parts import Part
 from bestiary.variants.sphinx.parts import sphinx_parts
 from bestiary.variants.sphinx.weights import SPHINX_RULES
 from bestiary.variants.sphinx_v.layout import SPHINX_LAYOUT
 from bestiary.variants.sphinx_v.sam import SAM_PARTS
 
-LAYOUTS: tuple[Layout, ...] = (SPHINX_LAYOUT,)
+LAYOUTS: tuple[Layout, ...] = (SPHINX_LAYOUT, OVIS_LAYOUT)
 """Of whole models; the first that recognises a path reads it."""
-PARTS: tuple[Part, ...] = (*sphinx_parts(SPHINX_RULES), *SAM_PARTS)
+PARTS: tuple[Part, ...] = (*sphinx_parts(SPHINX_RULES), *SAM_PARTS, *OVIS_PARTS)
 """Public weights of single parts; the first that recognises a folder reads it."""
 FORMATS = tuple(name for layout in LAYOUTS for name in layout.formats)
 """Words of `--layout`."""

@@ -31,10 +31,10 @@ from bestiary.language.tuning import (
 )
 from bestiary.named_model import at_project
 from bestiary.saved_tuning import BASE, DECODER, base_sha256, check_base, frozen_dtype, saves_all
-from bestiary.training.checkpoints import LAST, TrainState, header
+from bestiary.training.checkpoints import LAST, TrainState, header, seal
 from bestiary.training.run_dir import RunDir
 from bestiary.variants.tensor_file import TensorFile
-from bestiary.weights.folder import MODEL, STATE, new_folder, seal
+from bestiary.weights.folder import MODEL, STATE, new_folder
 from bestiary.weights.ours import OurTensors
 
 _CONFIGS = ("config.yaml", "config.resolved.yaml")
@@ -96,7 +96,7 @@ def merge(path: Path, out: Path, *, base: Path | None = None, dtype: torch.dtype
             for name in names:
                 file.add(name, tensor(name))
         (place / STATE).write_text(state.to_json(), encoding="utf-8")
-        seal(place)
+        seal(place, 0)
         (place.parent / LAST).symlink_to(place.name)
     return Merged(len(names), len(pairs), len(plain))
 

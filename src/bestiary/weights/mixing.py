@@ -18,13 +18,12 @@ import torch
 from omegaconf import OmegaConf
 
 from bestiary.saved_tuning import BASE
-from bestiary.saved_weights import step_folder
-from bestiary.training.checkpoints import LAST, TrainState, header
+from bestiary.saved_weights import check_identity, step_folder
+from bestiary.training.checkpoints import LAST, TrainState, header, seal
 from bestiary.training.names import matching, nearest
-from bestiary.training.parents import check_identity
 from bestiary.variants.pickles import same_bits
 from bestiary.variants.tensor_file import TensorFile
-from bestiary.weights.folder import MODEL, STATE, new_folder, seal
+from bestiary.weights.folder import MODEL, STATE, new_folder
 from bestiary.weights.ours import OurTensors
 
 MIXED = "mixed.json"
@@ -50,7 +49,7 @@ def mix(a: Path, b: Path, out: Path, *, beta: float, parts: Sequence[tuple[str, 
     tokenizer, and hold the same names and shapes. beta: any finite number; 1 gives A and 0 gives B bit for bit.
     parts: (glob of our names, beta of those names); a later one wins over an earlier.
     Sums are taken in float32 (float64 for float64) and stored in A's and B's dtype, the wider one where they differ.
-    Between two run directories `out` is one as well, with A's config, so eval.py takes it.
+    Where one of them is a run directory `out` is one as well, with its config (A's of two), so eval.py takes it.
     """
     one, other = OurTensors(a), OurTensors(b)
     _check(one, other)
@@ -66,7 +65,7 @@ def mix(a: Path, b: Path, out: Path, *, beta: float, parts: Sequence[tuple[str, 
         counts = _write(place, one, other, betas, state, origin)
         (place / STATE).write_text(state.to_json(), encoding="utf-8")
         (place / MIXED).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
-        seal(place)
+        seal(place, 0)
         if place != folder:
             (place.parent / LAST).symlink_to(place.name)
     return Mixed(len(one.stored), *counts, stage=state.stage)

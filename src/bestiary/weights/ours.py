@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from bestiary.training.checkpoints import CheckpointError, newest, read
+from bestiary.saved_weights import CheckpointError
+from bestiary.training.checkpoints import newest, read
 from bestiary.variants.pickles import Windowed, window_bytes
 from bestiary.variants.tensor_file import HEADER_DTYPES, Opened
 from bestiary.weights.folder import MODEL

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from bestiary.training.checkpoints import TrainState, header
+from bestiary.training.checkpoints import TrainState, header, seal
 from bestiary.variants.conversion import Fit
 from bestiary.variants.hf_folder import HfFolder, looks_like_hf
+from bestiary.variants.layouts import tokenizer_of
 from bestiary.variants.parts import Part
 from bestiary.variants.tensor_file import TensorFile, dtype_name
-from bestiary.weights.checking import check_fit, check_tokenizer, tokenizer_of
-from bestiary.weights.folder import MODEL, PART, STATE, new_folder, seal
+from bestiary.weights.checking import check_fit, check_tokenizer
+from bestiary.weights.folder import MODEL, PART, STATE, new_folder
 from bestiary.weights.layouts import PARTS, layout_of
 
 
@@ -38,10 +39,13 @@ def is_part(path: Path) -> bool:
     return looks_like_hf(path)
 
 
-def part_of(folder: HfFolder) -> Part:
-    """The part whose layout the folder has; ValueError when there is none."""
+def part_of(folder: HfFolder, model: str | None = None) -> Part:
+    """The part whose layout the folder has, of that model if one is asked for; ValueError when there is none."""
+    owners = sorted({part.model for part in PARTS})
+    if model is not None and model not in owners:
+        raise ValueError(f"--for {model!r} is none of {', '.join(owners)}")
     for part in PARTS:
-        if part.recognises(folder.shapes, folder.config):
+        if model in (None, part.model) and part.recognises(folder.shapes, folder.config):
             return part
     known = ", ".join(dict.fromkeys(part.name for part in PARTS))
     told = folder.config.get("model_type")
@@ -54,23 +58,26 @@ def import_part(
     out: Path,
     *,
     tokenizer: Path | None = None,
+    model: str | None = None,
     may_lack: Sequence[str] = (),
     keep_unknown: bool = False,
 ) -> ImportedPart:
     """Write `out`, a folder of ours with the part's tensors, from a Hugging Face folder or a weights file.
 
-    tokenizer: in place of that beside the weights. may_lack: globs of published names that may be missing.
+    tokenizer: in place of that beside the weights. model: whose part is meant, where several have it (CLIP is one of
+    SPHINX's and Ovis'); None takes the first. may_lack: globs of published names that may be missing.
     keep_unknown: pass over tensors that the part has not, instead of refusing them.
     """
     folder = HfFolder(path)
-    part = part_of(folder)
+    part = part_of(folder, model)
     found = part.fit(folder.shapes, folder.config)
     check_fit(found, where=str(path), may_lack=may_lack, keep_unknown=keep_unknown)
     settings = tuple(part.settings(folder.config)) if part.settings else ()
     side_files = folder.side_files
     identity: dict[str, str] = {}
     if part.embedding:
-        identity = check_tokenizer(tokenizer or tokenizer_of(path, side_files), folder.shapes[part.embedding][0])
+        rows, where = folder.shapes[part.embedding][0], tokenizer or tokenizer_of(path, side_files)
+        identity = check_tokenizer(where, rows, allows_spare=part.allows_spare_ids)
     if tokenizer is not None and tokenizer.is_file():
         side_files["tokenizer.model"] = tokenizer
     state = replace(TrainState(step=0, stage="", seed=0), identity=identity)
@@ -83,7 +90,7 @@ def import_part(
         told |= {"unexpected": found.unexpected, "missing": found.missing, "settings": settings}
         (made / PART).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         (made / STATE).write_text(state.to_json(), encoding="utf-8")
-        seal(made)
+        seal(made, 0)
     return ImportedPart(part.name, part.target, found, count, settings)
 
 

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, plain lines elsewhere; both say loss, speed and fill."""
+"""A progress bar on a terminal, plain lines elsewhere; both say the step's own loss, fill and the smoothed speed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ class ProgressView:
         self.name = name
         self.max_steps = max_steps
         self.console = console or Console(stderr=True)
-        self._loss: float | None = None
         self._speed: float | None = None
         self._line = float("-inf")
         self._bar: Progress | None = None
@@ -56,7 +55,6 @@ class ProgressView:
 
     def __call__(self, report: StepReport, record: dict[str, Any]) -> None:
         """Take in one step."""
-        self._loss = _smooth(self._loss, report.loss)
         speed = record.get("tokens_per_s")
         if speed is not None:
             self._speed = _smooth(self._speed, speed)
@@ -72,7 +70,7 @@ class ProgressView:
     def numbers(self, report: StepReport) -> str:
         """Loss, tokens a second and fill as one short text."""
         speed = f"{self._speed:,.0f} tok/s" if self._speed is not None else "- tok/s"
-        return f"loss {self._loss:.4f}  {speed}  fill {report.fill:.0%}"
+        return f"loss {report.loss:.4f}  {speed}  fill {report.fill:.0%}"
 
 
 def _smooth(old: float | None, new: float) -> float:

@@ -20,6 +20,9 @@ from bestiary.training.run_dir import RunDir
 from bestiary.training.signals import StopRequests
 from bestiary.training.strategies import zero_optimizer
 
+_MODULE = "module."
+"""What the module keeps of a rank lies beside the rank's generators under this prefix."""
+
 
 class Saving(Callback):
     """Restores a checkpoint's optimiser at the start and writes checkpoints at step boundaries.
@@ -75,6 +78,8 @@ class Saving(Callback):
         rng = self.resumed.rng(trainer.global_rank)
         if rng is not None:
             checkpoints.set_rng_states(rng)
+            own = {name.removeprefix(_MODULE): value for name, value in rng.items() if name.startswith(_MODULE)}
+            pl_module.set_rank_state(own)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -99,7 +104,8 @@ class Saving(Callback):
         model = model_tensors(module.model, keep=keep, zero=zero, leave_out=self.base)
         optimizer = optimizer_tensors(module.model, _optimizer(trainer), keep=keep, zero=zero)
         lanes = {lane: state for part in gather_objects(report.states) for lane, state in part.items()}
-        rng = _numbered(gather_objects(checkpoints.rng_states()))
+        own = {f"{_MODULE}{name}": value for name, value in module.rank_state().items()}
+        rng = _numbered(gather_objects(checkpoints.rng_states() | own))
         self.lanes = [lanes[lane] for lane in sorted(lanes)]
         if keep:
             self._record_left_out(report.step)

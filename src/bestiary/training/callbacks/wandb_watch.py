@@ -108,6 +108,7 @@ def flat(record: Mapping[str, Any]) -> dict[str, float]:
     values = {name: record[key] for key, name in _SECTIONS.items() if key in record}
     for key, section in _NESTED.items():
         values |= {f"{section}/{part}": value for part, value in record.get(key, {}).items()}
+    values |= record.get("measured", {})
     return values
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from bestiary.variants.ovis.geometry import Box, fit_inside, paste_at
+from bestiary.vision.resize import resize_bicubic
 
 PLANES = 4
 
@@ -21,7 +21,7 @@ def canvas(pixels_HWC: np.ndarray, box: Box, side: int) -> np.ndarray:
     """One view: uint8[4, side, side] of the part of the picture inside `box`."""
     left, top, right, bottom = box
     size = fit_inside(right - left, bottom - top, side)
-    resized_HWC = _resized(Image.fromarray(pixels_HWC[top:bottom, left:right]), size)
+    resized_HWC = resize_bicubic(pixels_HWC[top:bottom, left:right], size)
     x, y = paste_at(size, side)
     planes = np.zeros((PLANES, side, side), dtype=np.uint8)
     planes[:3, y : y + size[1], x : x + size[0]] = resized_HWC.transpose(2, 0, 1)
@@ -39,9 +39,3 @@ def views_on_one_canvas(pixels_HWC: np.ndarray, boxes: Sequence[Box], num_views:
     planes = np.zeros((num_views, PLANES, side, side), dtype=np.uint8)
     planes[: len(boxes)] = canvases(pixels_HWC, boxes, side)
     return planes.reshape(1, num_views * PLANES, side, side)
-
-
-def _resized(part: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """uint8[H, W, 3], columns first and rows then; left to itself Pillow 13 picks the order, 2 grey levels away."""
-    columns = part.resize((size[0], part.height), Image.Resampling.BICUBIC)
-    return np.asarray(columns.resize(size, Image.Resampling.BICUBIC))

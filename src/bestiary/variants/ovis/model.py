@@ -62,11 +62,13 @@ def decoder_config(*, family: str, **sizes: Any) -> PretrainedConfig:
 def redraw_layers(vision: OvisVision, first_layer: int, *, seed: int) -> list[str]:
     """Draw the backbone's layers from `first_layer` on anew, as stage 1 begins; returns their parameters' names.
 
-    The distributions are those of transformers' own CLIP or SigLIP (section 2, "Re-init"), drawn from `seed`.
+    first_layer: from 0, or from -1 backwards. The distributions are those of transformers' own CLIP or SigLIP
+    (section 2, "Re-init"), drawn from `seed`.
     """
     layers = vision.backbone.encoder.layers
-    if not 0 <= first_layer < len(layers):
+    if not -len(layers) <= first_layer < len(layers):
         raise ValueError(f"first layer {first_layer} to draw anew, but the backbone has {len(layers)}; count from 0")
+    first_layer %= len(layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in layers[first_layer:]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
+
+import torch
+from torch import Tensor
 
 from bestiary.config import Stage
 from bestiary.mllm import MultimodalLM
@@ -12,15 +18,28 @@ from bestiary.schema import Batch
 from bestiary.training.module import MLLMModule
 from bestiary.training.schedule import lr_at_step
 from bestiary.variants.ovis.model import redraw_layers
+from bestiary.variants.ovis.usage import WordUsage
 from bestiary.variants.ovis.visual_tokenizer import OvisVision
+
+log = logging.getLogger(__name__)
+PUBLISHED_PARTS = {
+    "vision.backbone": "visual_tokenizer.backbone",
+    "vision.head": "visual_tokenizer.head",
+    "vision.table": "vte",
+    "decoder": "llm",
+}
+"""Our parts and what the published trainer calls them (reference/ovis.md, sections 1.1 and 2)."""
 
 
 class OvisModule(MLLMModule):
-    """MLLMModule that anneals tau before every step and may begin with fresh layers.
+    """MLLMModule that anneals tau before every step, counts used words and may begin with fresh layers.
+
+    Every `stage.log_every` steps the metrics say of the visual words what `usage.WordUsage.numbers` does; what it needs
+    is counted in the forward pass of training, and only then brought to the host.
 
     max_tau, min_tau: the line that tau follows over the stage with gumbel_argmax (reference/ovis.md, section 2).
-    redraw_from: the backbone's layers from this one on are drawn anew before training (23 in stage 1 of 1.0, the last
-        of CLIP's); a resumed run takes its checkpoint's instead.
+    redraw_from: the backbone's layers from this one on are drawn anew before training (-1 in stage 1 of 1.0: the last
+        of CLIP's 24); a resumed run takes its checkpoint's instead.
     """
 
     def __init__(
@@ -39,8 +58,12 @@ class OvisModule(MLLMModule):
         if not 0 < min_tau <= max_tau:
             raise ValueError(f"max_tau={max_tau}, min_tau={min_tau}: give 0 < min_tau <= max_tau")
         self.max_tau, self.min_tau = max_tau, min_tau
+        if self.vision.connector == "table":
+            self.vision.usage = WordUsage()
         if redraw_from is not None:
             redraw_layers(self.vision, redraw_from, seed=seed)
+        parts = ", ".join(f"{name} ({count} tensors)" for name, count in trained_parts(model).items())
+        log.info("stage %s trains %s", stage.name, parts)
 
     @property
     def vision(self) -> OvisVision:
@@ -51,7 +74,24 @@ class OvisModule(MLLMModule):
         """One optimiser step at the temperature of that step."""
         if self.vision.tokenize == "gumbel_argmax":
             self.vision.tau = self.temperature(self.step)
+        usage, is_due = self.vision.usage, (self.step + 1) % max(1, self.stage.log_every) == 0
+        if usage is not None:
+            usage.begin(is_full=is_due)
         super().training_step(batch, batch_idx)
+        if usage is not None and is_due:
+            assert self.report is not None
+            words = self.vision.table.num_embeddings - self.vision.num_marks
+            self.report = replace(self.report, measured=usage.numbers(words, self.device, self._over_ranks))
+
+    def rank_state(self) -> dict[str, Tensor]:
+        """Which words were ever used, as this rank saw it; a resumed run goes on from there."""
+        used = None if self.vision.usage is None else self.vision.usage.used
+        return {} if used is None else {"words_used": used.cpu().to(torch.uint8)}
+
+    def set_rank_state(self, states: Mapping[str, Tensor]) -> None:
+        """The inverse of `rank_state`."""
+        if self.vision.usage is not None and "words_used" in states:
+            self.vision.usage.used = states["words_used"].to(self.device).bool()
 
     def temperature(self, step: int) -> float:
         """tau at a step, see `tau_at_step`."""
@@ -62,6 +102,13 @@ class OvisModule(MLLMModule):
         stage = self.stage
         warmup = whole_warmup(stage.schedule.warmup, stage.max_steps)
         return lr_at_step(step, stage.max_steps, lr=stage.optimizer.lr, warmup=warmup, min_lr=stage.schedule.min_lr)
+
+
+def trained_parts(model: MultimodalLM) -> dict[str, int]:
+    """How many tensors train of each part, by the part's published name."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    counts = Counter(told for name in names for ours, told in PUBLISHED_PARTS.items() if name.startswith(f"{ours}."))
+    return {told: counts[told] for told in PUBLISHED_PARTS.values() if counts[told]}
 
 
 def tau_at_step(step: int, max_steps: int, *, max_tau: float = 5.0, min_tau: float = 0.05) -> float:

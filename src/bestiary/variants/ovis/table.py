@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bestiary.variants.ovis.usage import WordUsage
+
 Tokenize = Literal["softmax", "gumbel_argmax", "st_argmax"]
 CHUNK_ELEMENTS = 1 << 25
 """Elements of one chunk of logits, tokens x words (128 MB in float32)."""
@@ -33,7 +35,8 @@ class Choice:
         they are (no softmax in between, as published); "gumbel_argmax" the best row after noise, its gradient that of
         the softmax of noisy logits over `tau`.
     tau: temperature of gumbel_argmax alone; softmax never has one.
-    seed: of the noise; None for no noise. noise: float[K, V] instead of noise drawn here.
+    seed: of the noise; None for no noise. noise: float[K, V] instead of noise drawn here. usage: counts the words that
+    the forward pass chooses.
     """
 
     kind: Tokenize = "softmax"
@@ -41,6 +44,7 @@ class Choice:
     seed: int | None = None
     noise: Tensor | None = None
     chunk_elements: int = CHUNK_ELEMENTS
+    usage: WordUsage | None = None
 
     def __post_init__(self) -> None:
         check_tokenize(self.kind)
@@ -122,7 +126,10 @@ class _Product(torch.autograd.Function):
         """Chunk after chunk; only the inputs are kept."""
         out = features.new_empty(len(features), table.shape[1])
         for part, noise in choice.pieces(features, len(head)):
-            scores = choice.relaxed(_normed(features[part] @ head.T, scale, shift), noise)
+            logits = _normed(features[part] @ head.T, scale, shift)
+            scores = choice.relaxed(logits, noise)
+            if choice.usage is not None:
+                choice.usage.add(scores if choice.kind == "softmax" else logits.softmax(-1))
             out[part] = scores.to(table.dtype) @ table if choice.kind == "softmax" else table[scores.argmax(-1)]
         ctx.save_for_backward(features, head, scale, shift, table)
         ctx.choice = choice

@@ -12,7 +12,7 @@ T tokens, F width of the features, V visual words with the marks, D width of the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 
 from bestiary.variants.ovis.table import Choice, Tokenize, check_tokenize, embed_words, word_logits
+from bestiary.variants.ovis.usage import WordUsage
 from bestiary.vision.encoders import CLIP_MEAN, CLIP_STD, channels, grid_side
 
 HALF = (0.5, 0.5, 0.5)
@@ -79,6 +80,8 @@ def siglip_backbone(
     )
 
 
+Connector = Literal["table", "linear", "mlp"]
+
 BACKBONES = {"clip": clip_backbone, "siglip": siglip_backbone}
 
 
@@ -90,6 +93,9 @@ class OvisVision(nn.Module):
     num_views: 1, or 5 for the picture and its quarters side by side (S2).
     stride: so many patches each way make one token. keep_class: the class token is a visual token too.
     tokenize, tau: see `table.Choice`. Noise is drawn in training alone.
+    connector: "table" is Ovis; "linear" and "mlp" (two layers, GELU between them, `connector_width` wide, by default
+        as the decoder) are the baselines of the paper's ablation: features go straight to the decoder's width, rows and
+        marks stay as many, and the table holds the marks alone. Stages train `head` and `table` in all of them.
     """
 
     def __init__(
@@ -104,9 +110,12 @@ class OvisVision(nn.Module):
         keep_class: bool = False,
         tokenize: Tokenize = "softmax",
         tau: float = 1.0,
+        connector: Connector = "table",
+        connector_width: int | None = None,
     ) -> None:
         super().__init__()
         check_tokenize(tokenize)
+        _check_connector(connector, connector_width, tokenize)
         sizes = dict(backbone)
         kind = sizes.pop("kind", None)
         if kind not in BACKBONES:
@@ -123,13 +132,20 @@ class OvisVision(nn.Module):
         self.canvas_px, self.num_views, self.num_marks = int(sizes["image_px"]), num_views, num_marks
         self.stride, self.keep_class = stride, keep_class
         self.tokenize, self.tau = tokenize, tau
+        self.usage: WordUsage | None = None
+        """Counts the words that training chooses, where somebody asks (`module.OvisModule`)."""
         self.grid = sizes["image_px"] // sizes["patch_px"]
         self.image_rows = (-(-self.grid // stride)) ** 2 + keep_class
         scales = 1 if num_views == 1 else 2
-        num_words = vocab_size - num_marks
         feature_dim = sizes["width"] * scales * stride**2
-        self.head = nn.Sequential(nn.Linear(feature_dim, num_words, bias=False), nn.LayerNorm(num_words))
-        self.table = nn.Embedding(vocab_size, out_dim)  # drawn from N(0, 1), as published (section 1.3)
+        self.connector = connector
+        if connector == "table":
+            num_words = vocab_size - num_marks
+            self.head = nn.Sequential(nn.Linear(feature_dim, num_words, bias=False), nn.LayerNorm(num_words))
+        else:
+            self.head = _baseline(connector, feature_dim, connector_width or out_dim, out_dim)
+        rows = vocab_size if connector == "table" else num_marks
+        self.table = nn.Embedding(rows, out_dim)  # drawn from N(0, 1), as published (section 1.3)
 
     @property
     def layout(self) -> dict[str, int]:
@@ -167,6 +183,8 @@ class OvisVision(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits of the visual words without the marks, [N, T, V - marks]; for few canvases at a time."""
+        if self.connector != "table":
+            raise ValueError(f"connector={self.connector} has no visual words; ask a model with connector=table")
         return word_logits(features, *self._head_parameters)
 
     def probabilities(self, features: Tensor) -> Tensor:
@@ -175,10 +193,13 @@ class OvisVision(nn.Module):
 
     def embed(self, features: Tensor, noise: Tensor | None = None) -> Tensor:
         """Embeddings [N, T, D] of features; noise: float[N, T, V - marks] instead of noise drawn from torch's state."""
+        if self.connector != "table":
+            return cast(Tensor, self.head(features))
         seed = None
         if self.training and self.tokenize == "gumbel_argmax" and noise is None:
             seed = int(torch.randint(1 << 62, ()))
-        choice = Choice(self.tokenize, self.tau, seed, None if noise is None else noise.flatten(0, 1))
+        usage = self.usage if self.training else None
+        choice = Choice(self.tokenize, self.tau, seed, None if noise is None else noise.flatten(0, 1), usage=usage)
         words = self.table.weight[: self.table.num_embeddings - self.num_marks]
         rows = embed_words(features.flatten(0, 1), *self._head_parameters, words, choice)
         return rows.view(*features.shape[:2], rows.shape[-1])
@@ -231,6 +252,22 @@ class OvisVision(nn.Module):
         pooled = F.adaptive_avg_pool2d(quarters.float(), self.grid).to(quarters.dtype).permute(0, 2, 3, 1)
         pooled = pooled * is_there_NW[:, 1, None, None, None].to(pooled.dtype)
         return torch.cat([patches_NWGGC[:, 0], pooled], dim=-1)
+
+
+def _check_connector(connector: str, width: int | None, tokenize: str) -> None:
+    if connector not in get_args(Connector):
+        raise ValueError(f"connector={connector!r} is unknown; choose one of {', '.join(get_args(Connector))}")
+    if width is not None and (connector != "mlp" or width < 1):
+        raise ValueError(f"connector_width={width} is the inner width of connector=mlp, 1 or more; leave it out")
+    if connector != "table" and tokenize != "softmax":
+        raise ValueError(f"connector={connector} has no visual words to choose by tokenize={tokenize}; leave it out")
+
+
+def _baseline(connector: str, feature_dim: int, width: int, out_dim: int) -> nn.Sequential:
+    """One linear layer, or two with GELU between them, with biases."""
+    if connector == "linear":
+        return nn.Sequential(nn.Linear(feature_dim, out_dim))
+    return nn.Sequential(nn.Linear(feature_dim, width), nn.GELU(), nn.Linear(width, out_dim))
 
 
 def _strided(grid_NGGF: Tensor, stride: int) -> Tensor:

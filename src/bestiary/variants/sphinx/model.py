@@ -23,6 +23,7 @@ from torch import nn
 from bestiary.language.attention import Attention
 from bestiary.language.decoder import Decoder, llama_config
 from bestiary.mllm import MultimodalLM
+from bestiary.saved_weights import VIEWS
 from bestiary.vision.encoders import (
     ClipTower,
     ConvNextTower,
@@ -121,6 +122,11 @@ class SphinxVision(nn.Module):
         return {"canvas_px": self.canvas_px, "image_rows": self.image_rows, "num_views": self.num_views}
 
     @property
+    def identity(self) -> dict[str, str]:
+        """What the weights depend on and no shape shows: the cuts a picture is seen in."""
+        return views_identity(self.views)
+
+    @property
     def towers(self) -> tuple[nn.Module, ...]:
         """The four encoders."""
         return (self.clip, self.convnext, self.dinov2, self.qformer)
@@ -198,6 +204,12 @@ class SphinxVision(nn.Module):
         weight = self.visual_proj.weight
         queries = weight.new_empty((0, self.num_views, self.qformer.num_tokens, self.qformer.out_dim))
         return Features(queries, weight.new_empty((0, self.num_views, self.clip.num_tokens, self.visual_proj.in_dim)))
+
+
+def views_identity(views: Sequence[View]) -> dict[str, str]:
+    """The views of weights in words, as checkpoints record them: `whole 0,0 0,1 1,0 1,1`."""
+    words = [view if isinstance(view, str) else ",".join(map(str, view)) for view in views]
+    return {VIEWS: " ".join(words)}
 
 
 def _checked_view(view: View, *, canvas_px: int, view_px: int) -> Literal["whole"] | tuple[int, int]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from bestiary.schema import (
     IGNORE,
+    IMAGE_TAG,
     Example,
     Lengths,
     RegionRows,
@@ -223,8 +224,8 @@ class SphinxProcessor:
         if len(sample.images) > 1:
             raise ValueError(f"{len(sample.images)} images, but this model takes one; join them into one picture")
         is_plain = self.template == chat.DOCUMENT or bool(sample.images)
-        if not is_plain and any(chat.IMAGE_TAG in str(turn.text) for turn in sample.turns):
-            raise ValueError(f"the text speaks of an {chat.IMAGE_TAG} but the sample has none; add it or cut the tag")
+        if not is_plain and any(IMAGE_TAG in str(turn.text) for turn in sample.turns):
+            raise ValueError(f"the text speaks of an {IMAGE_TAG} but the sample has none; add it or cut the tag")
         self._check_regions(sample)
 
     def _check_regions(self, sample: Sample) -> None:

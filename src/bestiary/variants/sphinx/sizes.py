@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-Shapes = Mapping[str, Sequence[int]]
+from bestiary.saved_weights import check_identity
+from bestiary.variants.hf_folder import read_object
+from bestiary.variants.parts import ANY_HEADS, Shapes, depth
+from bestiary.variants.sphinx.model import View, views_identity
 
 CLIP, CONVNEXT, DINOV2, QFORMER = "llma.clip", "llma.openclip_convnext_xxl", "llma.dinov2_vitg14", "llma.qformer"
 EMBEDDING = "llma.tok_embeddings.weight"
 DECODER_KEYS = ("n_heads", "n_kv_heads", "multiple_of", "ffn_dim_multiplier", "norm_eps", "rope_theta", "rope_scaling")
 WHOLE_NUMBERS = ("n_heads", "n_kv_heads", "multiple_of")
-ANY_HEADS = 1
-"""Heads of an encoder change no shape, so the comparison needs no right number."""
-MAX_DEPTH = 1000
-"""Layers of any part; a number beyond it is a damaged name, not a model to be built."""
 
 
 def decoder_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `llama_config`: the config's where it speaks, else what the tensors tell."""
     vocab, dim = shape_of(shapes, EMBEDDING)
-    layers = _depth(shapes, "llma.layers")
+    layers = depth(shapes, "llma.layers")
     for key, found in (("dim", dim), ("n_layers", layers), ("vocab_size", vocab)):
         told = config.get(key)
         if told not in (None, -1, found):  # Meta writes -1 for "ask the tokenizer"
@@ -54,17 +53,32 @@ def head_dim(dim: int, heads: int) -> int:
     return dim // heads
 
 
+CUTS = {"llama_ens": 1, "llama_ens5": 2, "llama_ens10": 3, "llama_ens5_vp": 2}
+"""llama_type -> quarters or ninths of the picture along a side."""
+
+
+def views_of(cuts: int) -> list[View]:
+    """The whole picture, then its cuts row by row (LLaMA2-Accessory @ 3777c43, llama_ens5.py: encode_image)."""
+    return ["whole", *([row, column] for row in range(cuts) for column in range(cuts) if cuts > 1)]
+
+
+def check_views(folder: Path, views: Sequence[View]) -> None:
+    """Raise where meta.json beside published weights names a model that cuts pictures in another way."""
+    told = read_object(folder / "meta.json").get("llama_type") if (folder / "meta.json").is_file() else None
+    if told in CUTS:
+        check_identity(views_identity(views_of(CUTS[told])), views_identity(views), where=f"{folder} ({told})")
+
+
 def vision_sizes(shapes: Shapes, cuts: int) -> dict[str, Any]:
     """Arguments of `SphinxVision` as far as shapes tell; heads and the pixels of ConvNeXt's input are stand-ins."""
     positions = shape_of(shapes, f"{CLIP}.visual.positional_embedding")[0]
     patch_px = shape_of(shapes, f"{CLIP}.visual.conv1.weight")[-1]
     view_px = math.isqrt(positions - 1) * patch_px
-    quarters = [[row, column] for row in range(cuts) for column in range(cuts)] if cuts > 1 else []
     return {
         "canvas_px": cuts * view_px,
         "view_px": view_px,
         "patch_px": patch_px,
-        "views": ["whole", *quarters],
+        "views": views_of(cuts),
         "clip": _clip(shapes),
         "convnext": _convnext(shapes),
         "dinov2": _dinov2(shapes),
@@ -77,7 +91,7 @@ def _clip(shapes: Shapes) -> dict[str, Any]:
     context, text_width = shape_of(shapes, f"{CLIP}.positional_embedding")
     return {
         "width": shape_of(shapes, f"{CLIP}.visual.class_embedding")[0],
-        "layers": _depth(shapes, blocks),
+        "layers": depth(shapes, blocks),
         "heads": ANY_HEADS,
         "mlp_dim": shape_of(shapes, f"{blocks}.0.mlp.c_fc.weight")[0],
         "text": {
@@ -90,10 +104,10 @@ def _clip(shapes: Shapes) -> dict[str, Any]:
 
 
 def _convnext(shapes: Shapes) -> dict[str, Any]:
-    stages = range(_depth(shapes, f"{CONVNEXT}.stages"))
+    stages = range(depth(shapes, f"{CONVNEXT}.stages"))
     stem_px = shape_of(shapes, f"{CONVNEXT}.stem.0.weight")[-1]
     return {
-        "depths": [_depth(shapes, f"{CONVNEXT}.stages.{stage}.blocks") for stage in stages],
+        "depths": [depth(shapes, f"{CONVNEXT}.stages.{stage}.blocks") for stage in stages],
         "widths": [shape_of(shapes, f"{CONVNEXT}.stages.{stage}.blocks.0.gamma")[0] for stage in stages],
         "stem_px": stem_px,
         "input_px": stem_px * 2 ** (len(stages) - 1),
@@ -103,7 +117,7 @@ def _convnext(shapes: Shapes) -> dict[str, Any]:
 def _dinov2(shapes: Shapes) -> dict[str, Any]:
     return {
         "width": shape_of(shapes, f"{DINOV2}.cls_token")[-1],
-        "layers": _depth(shapes, f"{DINOV2}.blocks"),
+        "layers": depth(shapes, f"{DINOV2}.blocks"),
         "heads": ANY_HEADS,
         "position_grid": math.isqrt(shape_of(shapes, f"{DINOV2}.pos_embed")[1] - 1),
         "swiglu": f"{DINOV2}.blocks.0.mlp.w12.weight" in shapes,
@@ -113,18 +127,18 @@ def _dinov2(shapes: Shapes) -> dict[str, Any]:
 def _qformer(shapes: Shapes) -> dict[str, Any]:
     layers, vit = f"{QFORMER}.qformer.encoder.layer", f"{QFORMER}.vision_model"
     _, queries, width = shape_of(shapes, f"{QFORMER}.query_tokens")
-    depth = _depth(shapes, layers)
-    crossing = [n for n in range(depth) if f"{layers}.{n}.crossattention.attention.query.weight" in shapes]
+    num_layers = depth(shapes, layers)
+    crossing = [n for n in range(num_layers) if f"{layers}.{n}.crossattention.attention.query.weight" in shapes]
     return {
         "num_queries": queries,
         "width": width,
-        "layers": depth,
+        "layers": num_layers,
         "heads": ANY_HEADS,
         "mlp_dim": shape_of(shapes, f"{layers}.0.intermediate_query.dense.weight")[0],
-        "cross_every": crossing[1] if len(crossing) > 1 else depth,
+        "cross_every": crossing[1] if len(crossing) > 1 else num_layers,
         "vit": {
             "width": shape_of(shapes, f"{vit}.embeddings.class_embedding")[-1],
-            "layers": _depth(shapes, f"{vit}.encoder.layers"),
+            "layers": depth(shapes, f"{vit}.encoder.layers"),
             "heads": ANY_HEADS,
             "mlp_dim": shape_of(shapes, f"{vit}.encoder.layers.0.mlp.fc1.weight")[0],
         },
@@ -138,12 +152,3 @@ def shape_of(shapes: Shapes, name: str) -> Sequence[int]:
     except KeyError:
         near = ", ".join(difflib.get_close_matches(name, list(shapes), n=2, cutoff=0.4)) or "none"
         raise ValueError(f"{name}, which tells a size of the model, is missing; nearest there: {near}") from None
-
-
-def _depth(shapes: Shapes, prefix: str) -> int:
-    """One more than the largest number that follows the prefix."""
-    number = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    depth = 1 + max((int(match[1]) for name in shapes if (match := number.match(name))), default=-1)
-    if depth > MAX_DEPTH:
-        raise ValueError(f"{prefix}.{depth - 1} is beyond {MAX_DEPTH} layers; are these tensors of this family?")
-    return depth

@@ -12,19 +12,10 @@ import torch
 
 from bestiary.language.llama_names import _BLOCK, _TOP
 from bestiary.mllm import MultimodalLM
-from bestiary.variants.conversion import Converter, Report, Rule, load_weights
+from bestiary.variants.conversion import Converter, Report, Rule
 from bestiary.variants.sphinx.consolidated import read_published
-
-__all__ = [
-    "SPHINX",
-    "SPHINX_RULES",
-    "load_published",
-    "load_reference",
-    "load_weights",
-    "manifest",
-    "to_ours",
-    "to_reference",
-]
+from bestiary.variants.sphinx.model import SphinxVision
+from bestiary.variants.sphinx.sizes import check_views
 
 
 def _same(theirs: str, ours: str) -> Rule:
@@ -124,32 +115,49 @@ def head_dim(model: MultimodalLM) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def to_ours(state: Mapping[str, torch.Tensor], model: MultimodalLM) -> dict[str, torch.Tensor]:
+def to_ours(
+    state: Mapping[str, torch.Tensor], model: MultimodalLM, *, names: Converter = SPHINX
+) -> dict[str, torch.Tensor]:
     """Published tensors under our names."""
-    return SPHINX.to_ours(state, head_dim=head_dim(model))
+    return names.to_ours(state, head_dim=head_dim(model))
 
 
-def to_reference(state: Mapping[str, torch.Tensor], model: MultimodalLM) -> dict[str, torch.Tensor]:
+def to_reference(
+    state: Mapping[str, torch.Tensor], model: MultimodalLM, *, names: Converter = SPHINX
+) -> dict[str, torch.Tensor]:
     """Our tensors (a state, or gradients) under the published names."""
-    return SPHINX.to_reference(state, head_dim=head_dim(model))
+    return names.to_reference(state, head_dim=head_dim(model))
 
 
-def manifest(model: MultimodalLM) -> dict[str, tuple[int, ...]]:
+def manifest(model: MultimodalLM, *, names: Converter = SPHINX) -> dict[str, tuple[int, ...]]:
     """Published names and shapes of a model of any size, also on the meta device."""
-    return SPHINX.manifest(model, head_dim=head_dim(model))
+    return names.manifest(model, head_dim=head_dim(model))
 
 
-def load_reference(model: MultimodalLM, state: Mapping[str, torch.Tensor], *, may_lack: Sequence[str] = ()) -> Report:
+def load_reference(
+    model: MultimodalLM,
+    state: Mapping[str, torch.Tensor],
+    *,
+    may_lack: Sequence[str] = (),
+    names: Converter = SPHINX,
+) -> Report:
     """Put published tensors into the model, strictly; `may_lack` as in `conversion.load_state`."""
-    return SPHINX.load_reference(model, state, head_dim=head_dim(model), may_lack=may_lack)
+    return names.load_reference(model, state, head_dim=head_dim(model), may_lack=may_lack)
 
 
-def load_published(model: MultimodalLM, folder: str | Path, *, may_lack: Sequence[str] = ()) -> Report:
-    """Put a published checkpoint folder (consolidated.RR-of-NN.model.pth) into the model, strictly."""
-    return SPHINX.load_reference(
+def load_published(
+    model: MultimodalLM, folder: str | Path, *, may_lack: Sequence[str] = (), names: Converter = SPHINX
+) -> Report:
+    """Put a published checkpoint folder (consolidated.RR-of-NN.model.pth) into the model, strictly.
+
+    SPHINX's own folder starts SPHINX-V with `may_lack=["regions.*"]`.
+    """
+    if isinstance(model.vision, SphinxVision):
+        check_views(Path(folder), model.vision.views)
+    return names.load_reference(
         model,
         read_published(folder),
         head_dim=head_dim(model),
         may_lack=may_lack,
-        origin=f"published weights of {folder}",
+        origin=f"the published checkpoint {folder}",
     )

@@ -10,16 +10,17 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from bestiary.config import Run
 from bestiary.mllm import MultimodalLM
 from bestiary.variants.conversion import Converter
 from bestiary.variants.hf_folder import read_object
-from bestiary.variants.layouts import Published, Shapes, Source
+from bestiary.variants.layouts import FirstExport, Published, Shapes, Source, tokenizer_of
 from bestiary.variants.sphinx.consolidated import (
     FILE_NAMES,
     Format,
@@ -30,16 +31,18 @@ from bestiary.variants.sphinx.consolidated import (
     shard_dim,
     shard_of,
 )
-from bestiary.variants.sphinx.model import build_decoder, build_vision
+from bestiary.variants.sphinx.model import build_decoder, build_vision, views_identity
 from bestiary.variants.sphinx.sizes import (
     CLIP,
     CONVNEXT,
+    CUTS,
     DINOV2,
     EMBEDDING,
     QFORMER,
     decoder_sizes,
     head_dim,
     shape_of,
+    views_of,
     vision_sizes,
 )
 from bestiary.variants.sphinx.weights import SPHINX
@@ -60,7 +63,7 @@ SIDE_FILES = ("config.json", "params.json", "meta.json", "tokenizer.model", "tok
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One kind of published checkpoint. cuts: quarters or ninths of the picture along a side; 0 = no picture.
+    """One kind of published checkpoint. is_guess: its tensors could be another kind's with other views, too.
 
     key: what meta.json calls it (llama_type). name: ours.
     """
@@ -68,8 +71,20 @@ class Family:
     key: str
     name: str
     converter: Converter
-    cuts: int = 0
     has_regions: bool = False
+    is_guess: bool = False
+    key_word: str = "llama_type"
+    allows_spare_ids: bool = False
+
+    @property
+    def cuts(self) -> int:
+        """Quarters or ninths of the picture along a side; 0 = no picture."""
+        return CUTS.get(self.key, 0)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The views of a picture, where the files say which."""
+        return views_identity(views_of(self.cuts)) if self.cuts and not self.is_guess else {}
 
     @property
     def embedding(self) -> str:
@@ -97,6 +112,10 @@ class Family:
             model = MultimodalLM(build_decoder(decoder, "sdpa"), vision, regions)
         return self.converter.manifest(model, head_dim=decoder["dim"] // decoder["n_heads"])
 
+    def tied(self, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, str]:
+        """None: every tensor is in the files."""
+        return {}
+
     def head_dim(self, shapes: Shapes, config: Mapping[str, Any]) -> int:
         """Of the config's heads; without one nobody knows."""
         if not config.get("n_heads"):
@@ -119,10 +138,10 @@ class Family:
 
 FAMILIES = (
     Family("llama", "llama", SPHINX),
-    Family("llama_ens", "sphinx", SPHINX, cuts=1),
-    Family("llama_ens5", "sphinx_1k / sphinx_v2_1k", SPHINX, cuts=2),
-    Family("llama_ens10", "sphinx with ten views", SPHINX, cuts=3),
-    Family("llama_ens5_vp", "sphinx_v", SPHINX_V, cuts=2, has_regions=True),
+    Family("llama_ens", "sphinx", SPHINX),
+    Family("llama_ens5", "sphinx_1k / sphinx_v2_1k", SPHINX),
+    Family("llama_ens10", "sphinx with ten views", SPHINX),
+    Family("llama_ens5_vp", "sphinx_v", SPHINX_V, has_regions=True),
 )
 
 
@@ -136,6 +155,15 @@ class SphinxLayout:
         names = [file.name for file in path.glob("consolidated*.pth")] if path.is_dir() else []
         return any(pattern.fullmatch(name) for name in names for pattern in FILE_NAMES.values())
 
+    def knows(self, names: Mapping[str, object]) -> bool:
+        """By their prefix."""
+        return any(name.startswith("llma.") for name in names)
+
+    def config_of_list(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Its model_args."""
+        config = told.get("model_args")
+        return config if isinstance(config, dict) else {}
+
     def open(self, path: Path) -> Source:
         """All shards of one set."""
         return ShardFolder(path)
@@ -147,6 +175,10 @@ class SphinxLayout:
     def side_files(self, path: Path) -> dict[str, Path]:
         """Those of `SIDE_FILES` that are there."""
         return {name: path / name for name in SIDE_FILES if (path / name).is_file()}
+
+    def tokenizer(self, path: Path, side_files: Mapping[str, Path]) -> Path | None:
+        """tokenizer.model, or the folder of a Hugging Face one."""
+        return tokenizer_of(path, side_files)
 
     def config(self, side_files: Mapping[str, Path]) -> dict[str, Any]:
         """config.json, or Meta's params.json."""
@@ -173,7 +205,8 @@ class SphinxLayout:
             return self.model_called(told)
         has_regions = any(name.startswith(REGION_PREFIXES) for name in names)
         has_vision = any(name.startswith((CLIP, CONVNEXT, DINOV2, QFORMER)) for name in names)
-        return self.model_called("llama_ens5_vp" if has_regions else "llama_ens" if has_vision else "llama")
+        family = self.model_called("llama_ens5_vp" if has_regions else "llama_ens" if has_vision else "llama")
+        return replace(family, is_guess=family.key == "llama_ens")
 
     def model_called(self, key: str) -> Family:
         """The family with this llama_type."""
@@ -182,6 +215,14 @@ class SphinxLayout:
                 return family
         known = ", ".join(family.key for family in FAMILIES)
         raise ValueError(f"meta.json says llama_type {key!r}, which is none of {known}")
+
+    def node(self, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """None: its files do not say how the pictures are made."""
+        return None
+
+    def first_export(self, run: Run, model: MultimodalLM) -> FirstExport | None:
+        """None: the order of the shards' tensors and their dtypes are an import's."""
+        return None
 
     def write(
         self,

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 
-import torch
-
-from bestiary.mllm import MultimodalLM
-from bestiary.variants.conversion import Converter, Report, Rule, load_weights
-from bestiary.variants.sphinx.consolidated import read_published
-from bestiary.variants.sphinx.weights import SPHINX_RULES, head_dim
-
-__all__ = ["SPHINX_V", "load_published", "load_reference", "load_weights", "manifest", "to_ours", "to_reference"]
+from bestiary.variants.conversion import Converter, Rule
+from bestiary.variants.sphinx import weights
+from bestiary.variants.sphinx.weights import SPHINX_RULES
 
 SPHINX_V = Converter(
     (
@@ -25,36 +19,11 @@ SPHINX_V = Converter(
     )
 )
 
-
-def to_ours(state: Mapping[str, torch.Tensor], model: MultimodalLM) -> dict[str, torch.Tensor]:
-    """Published tensors under our names."""
-    return SPHINX_V.to_ours(state, head_dim=head_dim(model))
-
-
-def to_reference(state: Mapping[str, torch.Tensor], model: MultimodalLM) -> dict[str, torch.Tensor]:
-    """Our tensors (a state, or gradients) under the published names."""
-    return SPHINX_V.to_reference(state, head_dim=head_dim(model))
-
-
-def manifest(model: MultimodalLM) -> dict[str, tuple[int, ...]]:
-    """Published names and shapes of a model of any size, also on the meta device."""
-    return SPHINX_V.manifest(model, head_dim=head_dim(model))
-
-
-def load_reference(model: MultimodalLM, state: Mapping[str, torch.Tensor], *, may_lack: Sequence[str] = ()) -> Report:
-    """Put published tensors into the model, strictly; `may_lack` as in `conversion.load_state`."""
-    return SPHINX_V.load_reference(model, state, head_dim=head_dim(model), may_lack=may_lack)
-
-
-def load_published(model: MultimodalLM, folder: str | Path, *, may_lack: Sequence[str] = ()) -> Report:
-    """Put a published checkpoint folder (consolidated.RR-of-NN.model.pth) into the model, strictly.
-
-    SPHINX's own folder starts SPHINX-V with `may_lack=["regions.*"]`.
-    """
-    return SPHINX_V.load_reference(
-        model,
-        read_published(folder),
-        head_dim=head_dim(model),
-        may_lack=may_lack,
-        origin=f"published weights of {folder}",
-    )
+to_reference = partial(weights.to_reference, names=SPHINX_V)
+"""See `sphinx.weights.to_reference`."""
+manifest = partial(weights.manifest, names=SPHINX_V)
+"""See `sphinx.weights.manifest`."""
+load_reference = partial(weights.load_reference, names=SPHINX_V)
+"""See `sphinx.weights.load_reference`."""
+load_published = partial(weights.load_published, names=SPHINX_V)
+"""See `sphinx.weights.load_published`."""

@@ -1,0 +1,1 @@
+"""Ovis' table of visual words beside an MLP or a linear connector at demo scale."""
