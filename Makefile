@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(RUN) train.py experiment=sphinxv_stage2
 
+# One thread a process: several processes share the cores.
 test: setup
-	$(RUN) -m pytest -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4
 
 lint: setup
 	$(RUN) -m ruff format --check .
@@ -32,7 +33,7 @@ lint: setup
 check: lint test
 
 slow: setup
-	$(RUN) -m pytest -m "slow and not gpu" -n 2 --dist loadfile --durations=40
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "slow and not gpu" -n 2 --dist loadfile --durations=40
 
 # The other projects' loaders live in an environment of their own: some of their requirements break ours.
 $(PEERS)/.installed: experiments/throughput/peers.txt

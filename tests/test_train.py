@@ -80,30 +80,25 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
 
 
 def test_a_killed_run_resumes_bit_for_bit_and_a_stopped_one_says_so(data: list[str], tmp_path: Path) -> None:
-    base = ["experiment=sphinxv_stage2", *data, "logger=csv", "stage.max_steps=16", "stage.checkpoint_every=4"]
+    base = ["experiment=sphinxv_stage2", *data, "logger=csv", "stage.max_steps=12", "stage.checkpoint_every=2"]
     finish(*base, f"run_dir={tmp_path}/whole")
 
     killed = tmp_path / "killed"
     process = start(*base, f"run_dir={killed}")
-    wait_for_step(killed, 6, process)
+    wait_for_step(killed, 4, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    finish(*base, f"resume={killed}")
-    assert metrics(killed) == metrics(tmp_path / "whole")
-    assert RunDir(killed).samples.read() == RunDir(tmp_path / "whole").samples.read()
-
-    stopped = tmp_path / "stopped"
-    process = start(*base, f"run_dir={stopped}")
-    wait_for_step(stopped, 6, process)
+    process = start(f"resume={killed}")
+    wait_for_step(killed, 8, process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 143
-    status = json.loads((stopped / "status.json").read_text())
-    assert status["state"] == "interrupted" and status["step"] >= 6
-    finish(f"resume={stopped}")
-    assert metrics(stopped) == metrics(tmp_path / "whole")
-    assert RunDir(stopped).samples.read() == RunDir(tmp_path / "whole").samples.read()
-    assert json.loads((stopped / "status.json").read_text())["state"] == "finished"
+    status = json.loads((killed / "status.json").read_text())
+    assert status["state"] == "interrupted" and status["step"] >= 8
+    finish(f"resume={killed}")
+    assert metrics(killed) == metrics(tmp_path / "whole")
+    assert RunDir(killed).samples.read() == RunDir(tmp_path / "whole").samples.read()
+    assert json.loads((killed / "status.json").read_text())["state"] == "finished"
 
 
 def test_a_run_directory_is_complete_and_its_scores_can_be_had_again(data: list[str], tmp_path: Path) -> None:
@@ -135,7 +130,7 @@ def test_stage_2_takes_a_stage_1_run_as_parent_and_refuses_the_wrong_ones(data: 
     second = ["experiment=sphinxv_stage2", *data, "stage.max_steps=2", "logger=csv"]
     finish(*second, f"parent={first}", f"run_dir={tmp_path}/second")
     stage_1 = ["experiment=sphinxv_stage1", *data, "logger=csv", f"run_dir={tmp_path}/x"]
-    assert "starts without a parent" in finish(*stage_1, f"parent={tmp_path}/second", code=1)
+    assert "is of stage sphinxv_stage2" in finish(*stage_1, f"parent={tmp_path}/second", code=1)
     assert not (tmp_path / "x").exists()
     file = next((first / "checkpoints").glob("step-*/model.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])

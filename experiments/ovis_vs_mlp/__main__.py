@@ -78,7 +78,8 @@ def stages(args: argparse.Namespace, connector: str, seed: int) -> dict[str, Any
 
 def train(args: argparse.Namespace, stage: str, connector: str, seed: int, parent: Path | None) -> Path:
     """One run of train.py on one thread, unless it is there already; its run directory."""
-    run = (args.work / f"{connector}-{seed}-{stage}").resolve()
+    asked = "".join(f"-{word}{n}" for word, n in (("steps", args.steps), ("questions", args.questions)) if n)
+    run = (args.work / f"{connector}-{seed}{asked}-{stage}").resolve()
     if (run / "eval/captions/report.json").exists():
         return run
     overrides = [

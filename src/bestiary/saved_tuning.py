@@ -103,9 +103,9 @@ def rebuild(
     adapters = {name: tensor for name, tensor in weights.tensors.items() if is_adapter(name)}
     own = dict(model.named_parameters())
     check_names(model, adapters, where=where, may_lack=frozenset(model.state_dict()))
-    with torch.no_grad():
-        for name, tensor in adapters.items():
-            own[name].copy_(tensor)
+    for name, tensor in adapters.items():  # in the dtype they trained in: peft makes them in that of the base
+        own[name].data = tensor.to(own[name].device, copy=True)
+    model.decoder.choose_precision()
 
 
 def plain_weights(weights: SavedWeights) -> SavedWeights:

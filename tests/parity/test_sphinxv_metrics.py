@@ -101,6 +101,7 @@ def test_captions_are_tokenised_and_cider_is_the_published_one(case: Path) -> No
 
 
 @caption
+@pytest.mark.slow
 def test_meteor_is_the_published_one(case: Path) -> None:
     assert_same_score(scored(case, "METEOR"), read_json(case / "caption_scores.json"), "METEOR", 1e-4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,7 @@ def made_by_1_0() -> OvisProcessor:
         (Sample("k", "s", "d", (Turn("human", "Hi"),)), "no assistant answer to learn"),
         (Sample("k", "s", "d", ()), "the conversation is empty"),
         (sample("Hi", regions=(Region("point", (0.5, 0.5), 1),)), "Ovis takes no prompts"),
+        (Sample("k", "s", "d", (Turn("assistant", "a boat"),), (WIDE,)), "1 pictures and no human turn for them"),
         (sample("\ud800"), "lone surrogate"),
         (sample("<image>", WIDE, answer="", meta={"data_format": "caption"}), "nothing of it is learned"),
     ],
@@ -179,6 +181,14 @@ def test_models_that_cannot_be_are_refused(vision: dict[str, Any], told: str) ->
         tiny(**vision)
 
 
+def test_a_tokenizer_that_lacks_a_token_which_turns_are_written_with_is_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(TOKENIZER, tmp_path / "tokenizer")
+    for path in folder.iterdir():
+        path.write_text(path.read_text().replace("<|im_start|>", "<|opening|>"))
+    with pytest.raises(ValueError, match=r"has no token <\|im_start\|>"):
+        processor(tiny(), tokenizer=str(folder))
+
+
 def cut(example: Example, whole: Example) -> bool:
     """Whether an example is the beginning of another."""
     n = len(example)
@@ -211,6 +221,16 @@ def test_a_prompt_is_the_training_sequence_up_to_the_answer() -> None:
     assert cut(made_by.prompt(item), made_by(item))
     untagged = made_by.prompt(sample("What?", WIDE))
     assert np.array_equal(untagged.ids, made_by.prompt(item).ids), "a picture without a tag stands in front"
+
+
+def test_a_prompt_may_hold_the_first_words_of_its_answer() -> None:
+    made_by = processor(tiny())
+    item = sample("<image>\nWhat?", WIDE, answer="a boat on the lake")
+    begun = made_by.prompt(item, answer_start="a boat")
+    assert len(begun) > len(made_by.prompt(item)) and cut(begun, made_by(item))
+    caption = sample("<image>'s caption: ", WIDE, answer="a boat on the lake", meta={"data_format": "caption"})
+    begun = made_by.prompt(caption, answer_start="a boat")
+    assert len(begun) > len(made_by.prompt(caption)) and cut(begun, made_by(caption))
 
 
 def test_redrawing_changes_the_chosen_layers_alone_and_is_the_same_for_a_seed() -> None:

@@ -123,8 +123,8 @@ def test_a_difference_is_refused_where_there_is_none(tmp_path: Path) -> None:
 def test_sphinx_v_grows_from_a_sphinx_and_goes_back_with_its_prompt_parts(tmp_path: Path) -> None:
     folder = making.publish(tmp_path / "in", making.sphinx(), llama_type="llama_ens5")
     import_weights([folder], tmp_path / "base", Asked(may_lack=("regions.*",)))
-    model = build_sphinx_v(vision=making.WITH_TEXT, decoder=DECODER, prompt_dim=8)
-    grown = build_sphinx_v(vision=making.WITH_TEXT, decoder=DECODER, prompt_dim=8)
+    vision = {**making.WITH_TEXT, "views": ["whole", [0, 0], [0, 1], [1, 0], [1, 1]]}  # what llama_ens5 says
+    model, grown = (build_sphinx_v(vision=vision, decoder=DECODER, prompt_dim=8) for _ in range(2))
     absent = load_parent(model, tmp_path / "base", stage=Stage(name="v", parents=["any"]), identity={}).absent
     assert absent == {name for name in model.state_dict() if name.startswith("regions.")}
     load_published(grown, folder, may_lack=["regions.*"])

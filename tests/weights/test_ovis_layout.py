@@ -155,6 +155,7 @@ BAD = {
     "eyes of Ovis 2": ({"visual_tokenizer_config__model_type": "aimv2_visual_tokenizer"}, "aimv2.*siglip"),
     "a table of another vocabulary": ({"visual_tokenizer_config__vocab_size": 7}, r"7 visual words .* vte\.weight has"),
     "a decoder of another size": ({"llm_config__intermediate_size": 8}, "of another shape"),
+    "turns of a format unknown": ({"conversation_formatter_class": "Phi3Formatter"}, "Phi3Formatter.*Llama3Conv"),
 }
 
 
@@ -166,3 +167,18 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(tmp_path: Path, first:
     with pytest.raises(ValueError, match=pattern) as error:
         import_weights([folder], tmp_path / "out", Asked())
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["llm_config", "visual_tokenizer_config.backbone_config"])
+def test_a_config_that_leaves_out_the_heads_is_refused_for_no_shape_shows_them(
+    tmp_path: Path, first: Path, part: str
+) -> None:
+    folder = shutil.copytree(first, tmp_path / "in")
+    told = target = json.loads((folder / "config.json").read_text())
+    for word in part.split("."):
+        target = target[word]
+    del target["num_attention_heads"]
+    (folder / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=rf"does not say {part}\.num_attention_heads"):
+        import_weights([folder], tmp_path / "out", Asked())
+    assert not (tmp_path / "out").exists()

@@ -25,7 +25,8 @@ from transformers import (
 from bestiary.mllm import MultimodalLM
 from bestiary.training.parents import load_first_weights
 from bestiary.variants.hf_folder import HfFolder
-from bestiary.variants.ovis.model import build_ovis
+from bestiary.variants.ovis.config_json import decoder_arguments
+from bestiary.variants.ovis.model import build_ovis, decoder_config
 from bestiary.variants.ovis.visual_tokenizer import OvisVision
 from bestiary.weights.layouts import PARTS
 from bestiary.weights.parts import import_part, part_of
@@ -117,6 +118,17 @@ def test_a_public_encoder_gives_its_own_last_layer(tmp_path: Path, kind: str) ->
     with torch.no_grad():
         expected = vision(views, output_hidden_states=True).hidden_states[-1]
         torch.testing.assert_close(ours.vision._last_layer(views), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_both_spellings_of_a_rotation_mean_the_same_decoder() -> None:
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 32
+    told = {"model_type": "llama", **DECODER}
+    before = {**told, "rope_theta": 5e5, "rope_scaling": scaling}
+    now = {**told, "rope_parameters": {"rope_theta": 5e5, **scaling}, "rope_scaling": None}
+    arguments = [decoder_arguments({"llm_config": words}) for words in (before, now)]
+    assert arguments[0] == arguments[1] and arguments[0]["rope_scaling"] == scaling
+    assert decoder_config(**arguments[0]).rope_parameters == now["rope_parameters"]
 
 
 def test_whose_part_an_encoder_is_must_be_said_where_two_models_have_it(tmp_path: Path) -> None:

@@ -27,10 +27,12 @@ from transformers.models.sam.modeling_sam import SamModel
 from bestiary.mllm import MultimodalLM
 from bestiary.training.parents import load_first_weights
 from bestiary.variants.parts import Part
+from bestiary.variants.sphinx.parts import sphinx_parts
+from bestiary.variants.sphinx.weights import SPHINX_RULES
 from bestiary.variants.sphinx_v.model import build_sphinx_v
+from bestiary.variants.sphinx_v.sam import SAM_PARTS
 from bestiary.variants.sphinx_v.weights import SPHINX_V
 from bestiary.weights.inspecting import inspect
-from bestiary.weights.layouts import PARTS
 from bestiary.weights.parts import import_part
 from tests.parity.cases import ROOT, read_json
 from tests.variants.sphinx_tiny import DECODER, VISION
@@ -309,7 +311,9 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_written(tmp_path: Path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: "/".join((part.name, *part.sign)))
+@pytest.mark.parametrize(
+    "part", (*sphinx_parts(SPHINX_RULES), *SAM_PARTS), ids=lambda part: "/".join((part.name, *part.sign))
+)
 def test_a_part_of_published_size_maps_whole(part: Part) -> None:
     """SPHINX-V 13B's own encoders and decoder, under the names of the part's layout."""
     told = read_json(ROOT / "sphinxv" / "manifest" / "sphinxv_13b_params.json")

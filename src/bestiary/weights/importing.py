@@ -130,6 +130,7 @@ def import_weights(paths: Sequence[Path], out: Path, asked: Asked) -> Imported:
         side_files=sorted(side_files),
         record=sources.folders[0].record,
     )
+    node = sources.layout.node(sources.shapes, config)
     with new_folder(out) as folder:
         state = _state(found, model, published, {**identity, **model.identity})
         state = replace(state, tied=_tied(model, sources.shapes, config))
@@ -137,7 +138,6 @@ def import_weights(paths: Sequence[Path], out: Path, asked: Asked) -> Imported:
         for name, path in side_files.items():
             shutil.copyfile(path, folder / name)
         (folder / PUBLISHED).write_text(published.to_json(), encoding="utf-8")
-        node = sources.layout.node(sources.shapes, config)
         if node is not None:
             (folder / NODE).write_text(OmegaConf.to_yaml(OmegaConf.create(node)), encoding="utf-8")
         seal(folder, 0)

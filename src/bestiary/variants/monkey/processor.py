@@ -7,20 +7,18 @@ tokenised and measured before a picture is decoded. Source: reference/monkey.md,
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 
-from bestiary.schema import IGNORE, IMAGE_TAG, Example, Lengths, Sample, SampleError, SampleTooLongError, Slot
-from bestiary.text.memo import EncodedMemo
+from bestiary.schema import IGNORE, IMAGE_TAG, Example, Lengths, Sample, SampleTooLongError, Slot
+from bestiary.text.memo import Encoded, EncodedMemo
+from bestiary.text.samples import check_too_long, fingerprint_of, naming, require_text, text_key
 from bestiary.text.tokenizer import Tokenizer, load_tokenizer
 from bestiary.variants.monkey.tags import IMAGE_END, IMAGE_START, check_places, split_at_pictures
 from bestiary.vision.image import decode_rgb
 from bestiary.vision.resize import PASSES, Passes, resize_bicubic
 
-TOO_LONG = ("error", "skip", "truncate_text")
 QUIRKS = ("single_turn", "padded", "untaught_samples")
 """What the published loader does and ours does not, see `MonkeyProcessor`."""
 QUESTION = " {} Answer: "
@@ -32,7 +30,6 @@ _PIXELS = "monkey-canvas-1"
 """How pixels are made; another word wherever they change, so that no saved run mistakes one for the other."""
 
 Rng = np.random.Generator | np.random.RandomState
-Encoded = tuple[np.ndarray, np.ndarray]
 
 
 class MonkeyProcessor:
@@ -68,8 +65,7 @@ class MonkeyProcessor:
         resize_passes: Passes = "columns_first",
         quirks: Sequence[str] = (),
     ) -> None:
-        if too_long not in TOO_LONG:
-            raise ValueError(f"too_long={too_long!r} is unknown; choose one of {', '.join(TOO_LONG)}")
+        check_too_long(too_long)
         if unknown := [quirk for quirk in quirks if quirk not in QUIRKS]:
             raise ValueError(f"quirk {unknown[0]!r} is unknown; there are {', '.join(QUIRKS)}")
         if resize_passes not in PASSES:
@@ -89,15 +85,15 @@ class MonkeyProcessor:
 
     def __call__(self, sample: Sample, *, rng: Rng | None = None) -> Example:
         """A training example; see `schema.Processor`."""
-        with _naming(sample):
-            key = _text_key(sample)
+        with naming(sample):
+            key = text_key(sample)
             encoded = None if key is None else self._memo.take(key)
             ids, labels = encoded or self._training_text(sample)
             return self._example(sample, *self._laid_out(sample, ids, labels, may_cut=True))
 
     def prompt(self, sample: Sample, *, answer_start: str = "") -> Example:
         """The sequence up to the answer to the last human turn; what comes after that turn is left out."""
-        with _naming(sample):
+        with naming(sample):
             ids = np.array(self._prompt_ids(sample, answer_start), dtype=np.int32)
             labels = np.full(len(ids), IGNORE, dtype=np.int32)
             return self._example(sample, *self._laid_out(sample, ids, labels, may_cut=False))
@@ -114,9 +110,9 @@ class MonkeyProcessor:
 
     def lengths(self, sample: Sample) -> Lengths:
         """The room of the training example; what was tokenised serves the next call."""
-        with _naming(sample):
+        with naming(sample):
             ids, labels = encoded = self._training_text(sample)
-            if (key := _text_key(sample)) is not None:
+            if (key := text_key(sample)) is not None:
                 self._memo.put(key, encoded)
             slots, _, all_labels = self._laid_out(sample, ids, labels, may_cut=True)
             return Lengths(
@@ -127,9 +123,7 @@ class MonkeyProcessor:
 
     def fingerprint(self) -> str:
         """A digest of everything that shapes examples: the settings and the tokenizer's content."""
-        settings = {k: v for k, v in sorted(vars(self).items()) if isinstance(v, str | int | bool | tuple)}
-        told = f"{type(self).__name__} {settings} {self.tokenizer.sha256} {_PIXELS}"
-        return hashlib.sha256(told.encode()).hexdigest()
+        return fingerprint_of(self, self.tokenizer, pixels=_PIXELS)
 
     # Text
 
@@ -274,39 +268,12 @@ def _checked(role: str, text: object, where: str) -> int:
     """Number of pictures in a turn; ValueError for what is wrong with it."""
     if role not in ("human", "assistant"):
         raise ValueError(f"{where} has role {role!r}; use human or assistant")
-    if not isinstance(text, str):
-        raise ValueError(f"{where} is {text!r:.40}, not text; write it as a string")
+    words = require_text(text, where)
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        odd = text[error.start]
-        raise ValueError(f"{where} holds the lone surrogate {odd!a}; write the text as UTF-8") from error
-    try:
-        num_pictures = len(split_at_pictures(text)) - 1
-        check_places(text)
+        num_pictures = len(split_at_pictures(words)) - 1
+        check_places(words)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if num_pictures and role == "assistant":
         raise ValueError(f"{where} is an answer and holds a picture; pictures stand in human turns")
     return num_pictures
-
-
-def _text_key(sample: Sample) -> Hashable | None:
-    """What shapes a sample's text; None where that cannot be told in a key."""
-    key = (sample.turns, len(sample.images))
-    try:
-        hash(key)
-    except TypeError:  # made by hand with lists in it
-        return None
-    return key
-
-
-@contextmanager
-def _naming(sample: Sample) -> Iterator[None]:
-    """Names the sample in every error about its data."""
-    try:
-        yield
-    except SampleError:
-        raise
-    except ValueError as error:
-        raise SampleError(sample.key, str(error)) from error

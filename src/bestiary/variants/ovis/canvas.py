@@ -15,6 +15,7 @@ from bestiary.variants.ovis.geometry import Box, fit_inside, paste_at
 from bestiary.vision.resize import resize_bicubic
 
 PLANES = 4
+"""Of a view: red, green, blue, and where the picture lies."""
 
 
 def canvas(pixels_HWC: np.ndarray, box: Box, side: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from bestiary.mllm import MultimodalLM
+from bestiary.variants.ovis.geometry import GRID_MARKS
 from bestiary.variants.ovis.model import FAMILIES, decoder_config
 from bestiary.variants.ovis.visual_tokenizer import BACKBONES, HALF, S2_VIEWS, OvisVision
 from bestiary.variants.parts import depth, size
@@ -47,8 +48,6 @@ BACKBONE_WORDS = {
     "activation": "hidden_act",
 }
 """Arguments of our backbones, and what their config.json calls them."""
-GRID_MARKS = 5
-"""Of version 1.6, whose configurations have no use_indicators (section 5, "1.6")."""
 
 
 def completed(config: Config, shapes: Shapes) -> dict[str, Any]:
@@ -103,7 +102,7 @@ def vision_arguments(config: Config) -> dict[str, Any]:
 
 def decoder_arguments(config: Config) -> dict[str, Any]:
     """Arguments of `build_ovis(decoder=)` from a completed config.json."""
-    told = config["llm_config"]
+    told = _plain_rope(config["llm_config"])
     family = told.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"config.json says llm_config.model_type {family!r}; Ovis has {', '.join(FAMILIES)}")
@@ -111,6 +110,17 @@ def decoder_arguments(config: Config) -> dict[str, Any]:
     words = [name for name in DECODER_WORDS if told.get(name) is not None]
     # transformers reads rope_theta and rope_scaling into one attribute; words of another family mean nothing here.
     return {"family": family} | {n: told[n] for n in words if n.startswith("rope_") or hasattr(known, n)}
+
+
+def require_heads(config: Config) -> None:
+    """Raise where config.json leaves out what no tensor shows: into how many heads the rows are cut."""
+    eyes = (config.get("visual_tokenizer_config") or {}).get("backbone_config")
+    parts = {"llm_config": config.get("llm_config"), "visual_tokenizer_config.backbone_config": eyes}
+    for name, part in parts.items():
+        if "num_attention_heads" not in (part or {}):
+            raise ValueError(
+                f"config.json does not say {name}.num_attention_heads, which no tensor shows; fetch it again"
+            )
 
 
 def num_marks(vision: Config) -> int:
@@ -131,9 +141,15 @@ def model_node(config: Config) -> dict[str, Any]:
     package = "bestiary.variants.ovis"
     processor = {"_target_": f"{package}.processor.OvisProcessor", "version": version_of(config), "tokenizer": "."}
     formatter = config.get("conversation_formatter_class")
-    processor["chat_format"] = FORMATTERS.get(str(formatter), _format_of(decoder_arguments(config)["family"]))
+    if formatter is not None and formatter not in FORMATTERS:
+        raise ValueError(
+            f"config.json says conversation_formatter_class {formatter!r}; of Ovis 1.0 to 1.6 there are "
+            + ", ".join(FORMATTERS)
+        )
+    decoder = decoder_arguments(config)
+    processor["chat_format"] = FORMATTERS[formatter] if formatter else _format_of(decoder["family"])
     adaptive = config["visual_tokenizer_config"].get("hd_booster") == "s2wrapper-adaptive"
-    build = {"vision": vision_arguments(config), "decoder": decoder_arguments(config)}
+    build = {"vision": vision_arguments(config), "decoder": decoder}
     return {
         "name": "ovis",
         "build": {"_target_": f"{package}.model.build_ovis", **build},
@@ -214,6 +230,15 @@ def _vision_words(vision: OvisVision, *, version: str, adaptive: bool) -> dict[s
     if vision.num_views > 1:
         told["hd_booster"] = "s2wrapper-adaptive" if adaptive else "s2wrapper"
     return told
+
+
+def _plain_rope(told: Config) -> dict[str, Any]:
+    """A decoder's words, with the rope_parameters of transformers 5 as the rope_theta and rope_scaling of before."""
+    rope = dict(told.get("rope_parameters") or {})
+    apart: dict[str, Any] = {"rope_theta": rope.pop("rope_theta", None)}
+    if rope.get("rope_type", "default") != "default":
+        apart["rope_scaling"] = rope
+    return {**apart, **{name: value for name, value in told.items() if value is not None}}
 
 
 def _check_kind(model_type: str) -> str:

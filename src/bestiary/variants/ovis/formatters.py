@@ -7,6 +7,7 @@ its header has are learned. Source: reference/ovis.md, sections 1.6 and 5; AIDC-
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -18,6 +19,7 @@ IMAGE_ID = -200
 
 Role = Literal["system", "human", "assistant"]
 Message = tuple[Role, str]
+_CONTROL = re.compile(r"<[^<>\n]+>")
 
 
 class WordTokenizer(Protocol):
@@ -48,6 +50,12 @@ class ChatFormat:
     unlearned_tail: int
     learns_open: bool
     stops: tuple[str, ...]
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The control tokens that turns are written with, which a tokenizer must have."""
+        written = "".join((self.start, *self.headers.values(), self.end))
+        return tuple(dict.fromkeys(_CONTROL.findall(written)))
 
 
 @dataclass(frozen=True, slots=True)

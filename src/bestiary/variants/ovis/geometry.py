@@ -14,6 +14,8 @@ WHOLE = -1
 """The number of a tile among `grid_pieces`; marks count from 0."""
 MARK_START, MARK_OVERVIEW_END, MARK_COLUMN, MARK_ROW, MARK_END = range(5)
 """The five marks of 1.6, in the order of the table's last rows (section 5 "1.6")."""
+GRID_MARKS = MARK_END + 1
+"""Of version 1.6, whose configurations have no use_indicators (section 5 "1.6")."""
 
 COVERED = 0.9
 """A grid whose tiles keep more than this share of the picture's pixels is good enough (section 5 "1.6")."""

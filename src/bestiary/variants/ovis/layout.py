@@ -183,8 +183,12 @@ class OvisLayout:
         return path if any(name in side_files for name in ("tokenizer.json", "vocab.json")) else None
 
     def config(self, side_files: Mapping[str, Path]) -> dict[str, Any]:
-        """config.json."""
-        return read_object(side_files["config.json"]) if "config.json" in side_files else {}
+        """config.json; ValueError where it leaves out what no tensor shows."""
+        if "config.json" not in side_files:
+            return {}
+        told = read_object(side_files["config.json"])
+        config_json.require_heads(told)
+        return told
 
     def config_name(self, layout: str) -> str:
         """Always the same."""

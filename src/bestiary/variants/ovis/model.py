@@ -1,6 +1,6 @@
 """Ovis from plain sizes: the visual tokenizer with its table, in front of any causal language model of transformers.
 
-Versions 1.0, 1.5 and 1.6 are arguments (see `versions.py` for what they say of the text), not classes.
+Versions 1.0, 1.5 and 1.6 are arguments (see `formatters.py` for what they say of the text), not classes.
 """
 
 from __future__ import annotations

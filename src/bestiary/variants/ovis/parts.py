@@ -36,10 +36,7 @@ def _decoder(shapes: Shapes, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of `decoder_config`; rope_theta also where transformers 5 writes it."""
-    rope = config.get("rope_parameters") or {}
-    told = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope and "rope_theta" not in config else {}
-    return decoder_arguments({"llm_config": {**config, **told}})
+    return decoder_arguments({"llm_config": config})
 
 
 def _decoder_settings(config: Mapping[str, Any]) -> list[str]:

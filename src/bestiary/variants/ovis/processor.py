@@ -7,15 +7,14 @@ its size, from the header. Source: reference/ovis.md, sections 1.4 to 1.6, 3 and
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bestiary.schema import IGNORE, IMAGE_TAG, Example, Lengths, Sample, SampleError, SampleTooLongError, Slot
-from bestiary.text.memo import EncodedMemo
+from bestiary.schema import IGNORE, IMAGE_TAG, Example, Lengths, Sample, SampleTooLongError, Slot
+from bestiary.text.memo import Encoded, EncodedMemo
+from bestiary.text.samples import check_too_long, fingerprint_of, naming, require_text, text_key
 from bestiary.text.tokenizer import Tokenizer, load_tokenizer
 from bestiary.variants.ovis import geometry
 from bestiary.variants.ovis.canvas import PLANES, canvases, views_on_one_canvas
@@ -32,7 +31,6 @@ from bestiary.variants.ovis.formatters import (
 from bestiary.variants.ovis.geometry import WHOLE, Box
 from bestiary.vision.image import decode_rgb, image_size
 
-TOO_LONG = ("error", "skip", "truncate_text")
 QUIRKS = ("blind_truncation", "blank_pictures", "untaught_samples", "surplus_pictures")
 """What the published loader does and ours refuses, see `OvisProcessor`."""
 _PIXELS = "ovis-canvas-1"
@@ -89,7 +87,7 @@ class OvisProcessor:
         _check_choices(too_long, quirks)
         self.version, self.chat_format = version, chat_format
         self._version, self._form = version_named(version), format_named(version, chat_format)
-        needed = (len(geometry.grid_pieces((1, 1))) + 1,) if self._version.has_grid else (0, 2)
+        needed = (geometry.GRID_MARKS,) if self._version.has_grid else (0, 2)
         if num_marks not in needed:
             raise ValueError(f"num_marks={num_marks}, but Ovis {version} has {' or '.join(map(str, needed))} marks")
         self.tokenizer = load_tokenizer(tokenizer)
@@ -99,22 +97,27 @@ class OvisProcessor:
         self.max_partition, self.max_partition_many, self.adaptive = max_partition, max_partition_many, adaptive
         self.quirks = tuple(quirks)
         self._stops = [[_control_id(self.tokenizer, token)] for token in self._form.stops]
+        for token in self._form.controls:
+            _control_id(self.tokenizer, token)
         self._memo = EncodedMemo()
 
     # The contract of schema.Processor
 
     def __call__(self, sample: Sample, *, rng: Rng | None = None) -> Example:
         """A training example; see `schema.Processor`."""
-        with _naming(sample):
+        with naming(sample):
             pictures = self._pictures(sample)
             ids, labels = self._remembered(sample) or self._training_text(sample, pictures)
             return self._example(sample, pictures, ids, labels)
 
-    def prompt(self, sample: Sample) -> Example:
-        """The sequence up to the answer to the last human turn; what comes after that turn is left out."""
-        with _naming(sample):
+    def prompt(self, sample: Sample, *, answer_start: str = "") -> Example:
+        """The sequence up to the answer to the last human turn; what comes after that turn is left out.
+
+        answer_start: see `schema.Processor`; tokenised with the open turn's header, as a published preface is.
+        """
+        with naming(sample):
             pictures = self._pictures(sample)
-            ids = np.array(self._prompt_ids(sample), dtype=np.int32)
+            ids = np.array(self._prompt_ids(sample, answer_start), dtype=np.int32)
             return self._example(sample, pictures, ids, np.full(len(ids), IGNORE, np.int32), may_cut=False)
 
     def stop_sequences(self) -> list[list[int]]:
@@ -129,7 +132,7 @@ class OvisProcessor:
 
     def lengths(self, sample: Sample) -> Lengths:
         """The room of the training example; what was tokenised serves the next call."""
-        with _naming(sample):
+        with naming(sample):
             pictures = self._pictures(sample)
             ids, labels = encoded = self._training_text(sample, pictures)
             key = _text_key(sample)
@@ -144,17 +147,15 @@ class OvisProcessor:
 
     def fingerprint(self) -> str:
         """A digest of everything that shapes examples: the settings and the tokenizer's content."""
-        settings = {k: v for k, v in sorted(vars(self).items()) if isinstance(v, str | int | bool | tuple)}
-        told = f"{type(self).__name__} {settings} {self.tokenizer.sha256} {_PIXELS}"
-        return hashlib.sha256(told.encode()).hexdigest()
+        return fingerprint_of(self, self.tokenizer, pixels=_PIXELS)
 
     # Text
 
-    def _remembered(self, sample: Sample) -> tuple[np.ndarray, np.ndarray] | None:
+    def _remembered(self, sample: Sample) -> Encoded | None:
         key = _text_key(sample)
         return None if key is None else self._memo.take(key)
 
-    def _training_text(self, sample: Sample, pictures: Sequence[_Picture]) -> tuple[np.ndarray, np.ndarray]:
+    def _training_text(self, sample: Sample, pictures: Sequence[_Picture]) -> Encoded:
         messages = self._messages(sample)
         answers = [words for role, words in messages if role == "assistant"]
         if not answers:
@@ -179,15 +180,15 @@ class OvisProcessor:
             words = words.replace(IMAGE_TAG, "")
         return encode_caption(self.tokenizer, template, "" if is_blank else words)
 
-    def _prompt_ids(self, sample: Sample) -> list[int]:
+    def _prompt_ids(self, sample: Sample, answer_start: str) -> list[int]:
         messages = self._messages(sample)
         while messages and messages[-1][0] != "human":
             messages.pop()
         if not messages:
             raise ValueError("there is no human turn to answer; add the question")
         if _is_caption(sample):
-            return encode_words(self.tokenizer, messages[-1][1])
-        return encode_chat(self._form, self.tokenizer, messages, preface="").ids
+            return encode_words(self.tokenizer, messages[-1][1]) + encode_words(self.tokenizer, answer_start)
+        return encode_chat(self._form, self.tokenizer, messages, preface=answer_start).ids
 
     def _messages(self, sample: Sample) -> list[Message]:
         """The sample's turns, checked; pictures without any tag stand in front of the first question."""
@@ -199,16 +200,18 @@ class OvisProcessor:
         for number, (role, text) in enumerate(messages, 1):
             if role not in ("human", "assistant"):
                 raise ValueError(f"turn {number} has role {role!r}; use human or assistant")
-            _require_text(text, f"turn {number}")
+            require_text(text, f"turn {number}")
         system = sample.meta.get("system")
         if system is not None:
-            _require_text(system, "its system message")
+            require_text(system, "its system message")
             messages.insert(0, ("system", system))
         # A caption's words are no place for a picture, whatever they spell.
         asked = messages[:1] if _is_caption(sample) else messages
         num_tags, num_images = sum(text.count(IMAGE_TAG) for _, text in asked), len(sample.images)
         if num_images and not num_tags and "surplus_pictures" not in self.quirks:
-            at = next((n for n, (role, _) in enumerate(messages) if role == "human"), 0)
+            at = next((n for n, (role, _) in enumerate(messages) if role == "human"), None)
+            if at is None:
+                raise ValueError(f"{num_images} pictures and no human turn for them; add the question")
             messages[at] = (messages[at][0], self._version.query * num_images + messages[at][1])
         elif num_tags > num_images or (num_tags < num_images and "surplus_pictures" not in self.quirks):
             raise ValueError(f"the text has {num_tags} {IMAGE_TAG} for {num_images} pictures; write one for each")
@@ -335,8 +338,7 @@ class OvisProcessor:
 
 
 def _check_choices(too_long: str, quirks: Sequence[str]) -> None:
-    if too_long not in TOO_LONG:
-        raise ValueError(f"too_long={too_long!r} is unknown; choose one of {', '.join(TOO_LONG)}")
+    check_too_long(too_long)
     if unknown := [quirk for quirk in quirks if quirk not in QUIRKS]:
         raise ValueError(f"quirk {unknown[0]!r} is unknown; there are {', '.join(QUIRKS)}")
 
@@ -357,32 +359,5 @@ def _is_caption(sample: Sample) -> bool:
     return sample.meta.get("data_format") == "caption"
 
 
-def _require_text(text: object, where: str) -> None:
-    if not isinstance(text, str):
-        raise ValueError(f"{where} is {text!r:.40}, not text; write it as a string")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        odd = text[error.start]
-        raise ValueError(f"{where} holds the lone surrogate {odd!a}; write the text as UTF-8") from error
-
-
 def _text_key(sample: Sample) -> Hashable | None:
-    """What shapes a sample's text; None where that cannot be told in a key."""
-    key = (sample.turns, len(sample.images), sample.meta.get("system"), _is_caption(sample))
-    try:
-        hash(key)
-    except TypeError:  # made by hand with lists in it
-        return None
-    return key
-
-
-@contextmanager
-def _naming(sample: Sample) -> Iterator[None]:
-    """Names the sample in every error about its data."""
-    try:
-        yield
-    except SampleError:
-        raise
-    except ValueError as error:
-        raise SampleError(sample.key, str(error)) from error
+    return text_key(sample, sample.meta.get("system"), _is_caption(sample))

@@ -22,14 +22,13 @@ from transformers.models.clip.modeling_clip import CLIPVisionModel
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 
+from bestiary.variants.ovis.canvas import PLANES
 from bestiary.variants.ovis.table import Choice, Tokenize, check_tokenize, embed_words, word_logits
 from bestiary.variants.ovis.usage import WordUsage
 from bestiary.vision.encoders import CLIP_MEAN, CLIP_STD, channels, grid_side
 
 HALF = (0.5, 0.5, 0.5)
 """Mean and standard deviation of SigLIP's pixels (section 1.5)."""
-CHANNELS = 4
-"""Planes of a view: red, green, blue, and where the picture lies."""
 S2_VIEWS = 5
 """The whole picture and its quarters."""
 
@@ -215,7 +214,7 @@ class OvisVision(nn.Module):
 
     def _views(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised views [N, W, 3, S, S], zeros beside the picture, and which of them are there, float[N, W]."""
-        planes = 3 if pixels.is_floating_point() else CHANNELS
+        planes = 3 if pixels.is_floating_point() else PLANES
         if tuple(pixels.shape[1:]) != (planes * self.num_views, self.canvas_px, self.canvas_px):
             raise ValueError(
                 f"pixels are {tuple(pixels.shape)} but the model takes {planes * self.num_views} x {self.canvas_px} x "

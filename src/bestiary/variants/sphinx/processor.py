@@ -7,9 +7,6 @@ tokenised and measured before the image is decoded, so a sample that cannot be u
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -22,13 +19,13 @@ from bestiary.schema import (
     Lengths,
     RegionRows,
     Sample,
-    SampleError,
     SampleTooLongError,
     Slot,
     Turn,
 )
 from bestiary.text import chat
 from bestiary.text.memo import Encoded, EncodedMemo
+from bestiary.text.samples import check_too_long, fingerprint_of, naming, require_text, text_key
 from bestiary.text.tokenizer import load_tokenizer
 from bestiary.vision.canvas import Picture, canvas_CHW, eighths_for_square
 from bestiary.vision.geometry import square_canvas
@@ -41,7 +38,6 @@ _CHARS_PER_TOKEN = 64
 """More than any piece of a vocabulary covers on average: a text of more characters is too long without being read."""
 
 Rng = np.random.Generator | np.random.RandomState
-TOO_LONG = ("error", "skip", "truncate_text")
 
 
 class SphinxProcessor:
@@ -74,8 +70,7 @@ class SphinxProcessor:
         reference_quirks: bool = False,
         exact_pil: bool = False,
     ) -> None:
-        if too_long not in TOO_LONG:
-            raise ValueError(f"too_long={too_long!r} is unknown; choose one of {', '.join(TOO_LONG)}")
+        check_too_long(too_long)
         self.tokenizer = load_tokenizer(tokenizer)
         self.canvas_px = canvas_px
         self.image_rows = image_rows
@@ -98,7 +93,7 @@ class SphinxProcessor:
 
     def __call__(self, sample: Sample, *, rng: Rng | None = None) -> Example:
         """A training example; see `schema.Processor`."""
-        with _naming(sample):
+        with naming(sample):
             ids, labels = self._remembered(sample) or self._encoded(sample)
             return self._example(sample, ids, labels, rng)
 
@@ -107,7 +102,7 @@ class SphinxProcessor:
 
         answer_start: see `schema.Processor`; right behind the open turn, so it begins with a space of its own.
         """
-        with _naming(sample):
+        with naming(sample):
             ids = self._prompt_text(sample, answer_start)
             self._require_fit(sample, len(ids), remedy="raise it or shorten that turn")
             return self._example(sample, np.array(ids), np.full(len(ids), IGNORE), None)
@@ -124,9 +119,9 @@ class SphinxProcessor:
 
     def lengths(self, sample: Sample) -> Lengths:
         """The room of the training example, without decoding its image; what was tokenised serves the next call."""
-        with _naming(sample):
+        with naming(sample):
             ids, labels = encoded = self._encoded(sample)
-            key = _text_key(sample)
+            key = text_key(sample, sample.meta.get("input"))
             if key is not None:
                 self._memo.put(key, encoded)
             return Lengths(
@@ -137,14 +132,12 @@ class SphinxProcessor:
 
     def fingerprint(self) -> str:
         """A digest of everything that shapes examples: the settings and the tokenizer's content."""
-        settings = {k: v for k, v in sorted(vars(self).items()) if isinstance(v, str | int | bool)}
-        told = f"{type(self).__name__} {settings} {self.tokenizer.sha256} {_PIXELS}"
-        return hashlib.sha256(told.encode()).hexdigest()
+        return fingerprint_of(self, self.tokenizer, pixels=_PIXELS)
 
     # Text
 
     def _remembered(self, sample: Sample) -> Encoded | None:
-        key = _text_key(sample)
+        key = text_key(sample, sample.meta.get("input"))
         return None if key is None else self._memo.take(key)
 
     def _encoded(self, sample: Sample) -> Encoded:
@@ -193,9 +186,7 @@ class SphinxProcessor:
         for number, turn in enumerate(sample.turns, 1):
             if turn.role not in ("human", "assistant"):
                 raise ValueError(f"turn {number} has role {turn.role!r}; use human or assistant")
-            if not isinstance(turn.text, str):
-                raise ValueError(f"turn {number} is {turn.text!r:.40}, not text; write it as a string")
-            _require_unicode(turn.text, f"turn {number}")
+            require_text(turn.text, f"turn {number}")
         self._require_sane(sample)
         if verbatim or (self.template in chat.SINGLE_TURN and self.reference_quirks):
             return list(sample.turns)
@@ -346,38 +337,4 @@ class SphinxProcessor:
 def _context(sample: Sample) -> str | None:
     """The further input of a single question."""
     context = sample.meta.get("input")
-    if context is not None and not isinstance(context, str):
-        raise ValueError(f"its further input is {context!r:.40}, not text; write it as a string")
-    _require_unicode(context or "", "its further input")
-    return context
-
-
-def _require_unicode(text: str, where: str) -> None:
-    """Raises for half a surrogate pair, which JSON can spell and no tokenizer reads."""
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            odd = text[error.start]
-            raise ValueError(f"{where} holds the lone surrogate {odd!a}; write the text as UTF-8") from error
-
-
-def _text_key(sample: Sample) -> Hashable | None:
-    """What shapes a sample's text and what it is checked for; None where that cannot be told in a key."""
-    key = (sample.turns, len(sample.images), sample.regions, sample.meta.get("input"))
-    try:
-        hash(key)
-    except TypeError:  # made by hand with lists in it
-        return None
-    return key
-
-
-@contextmanager
-def _naming(sample: Sample) -> Iterator[None]:
-    """Names the sample in every error about its data."""
-    try:
-        yield
-    except SampleError:
-        raise
-    except ValueError as error:
-        raise SampleError(sample.key, str(error)) from error
+    return None if context is None else require_text(context, "its further input")
