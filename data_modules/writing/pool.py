@@ -72,7 +72,12 @@ class Pool:
     def _submit(self, number: int, records: Sequence[Record], refused: Collection[int] = ()) -> Callable[[], Made]:
         if self._executor is None:
             return lambda: self._maker.make(number, records, refused)
-        future = self._executor.submit(_make, number, records, refused)
+        # A process is started in here. It inherits the mask: an interrupt while it starts is the main process's, too.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            future = self._executor.submit(_make, number, records, refused)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return lambda: _result(future)
 
 
