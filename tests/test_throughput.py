@@ -44,5 +44,7 @@ def test_every_task_runs_and_the_contenders_deliver_the_same(tmp_path: Path) -> 
     assert set(found) == set(tasks)
     assert set(found["read"]) == {"floor", "ours", "ours, 8 lanes", "ours, not copied", "loose files"}
     assert all(line["ratio"] >= 0.985 for line in found["fill"])
+    # the last row of the stream is not counted, so its fill is of a few samples less
+    assert all(max(line["fill"], line["offline"]) <= line["bound"] + 1e-3 for line in found["fill"])
     assert (tmp_path / "throughput.png").stat().st_size > 10_000
     assert "| references |" in done.stdout

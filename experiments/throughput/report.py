@@ -27,10 +27,10 @@ def table(task: str, found: Any) -> str:
         lines = ["| samples before the resume | ms to the first rows of 64 lanes |", "|---|---|"]
         lines += [f"| {line['samples']:,.0f} | {line['ms']:.1f} |" for line in found]
     else:
-        lines = ["| mix | row | fill | best fit decreasing | ratio | us a sample |", "|---|---|---|---|---|---|"]
+        lines = ["| mix | row | fill | best fit decreasing | ratio | bound | us a sample |", "|" + "---|" * 7]
         for line in found:
-            numbers = f"{line['fill']:.4f} | {line['offline']:.4f} | {line['ratio']:.3f} | {line['us']:.1f}"
-            lines.append(f"| {line['mix']} | {line['budget']} | {numbers} |")
+            fills = f"{line['fill']:.4f} | {line['offline']:.4f} | {line['ratio']:.3f} | {line['bound']:.4f}"
+            lines.append(f"| {line['mix']} | {line['budget']} | {fills} | {line['us']:.1f} |")
     return "\n".join(lines)
 
 
