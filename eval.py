@@ -1,6 +1,7 @@
-"""Scores a run on benchmarks: its newest complete checkpoint, its own held-out data.
+"""Scores a run on benchmarks, its own suite or another: its newest complete checkpoint, its own held-out data.
 
-python eval.py run=<run directory> suite=regions
+python eval.py run=<run directory>
+python eval.py run=<run directory> suite=<one of conf/suite>
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ def main(asked: Evaluation, config: DictConfig) -> None:
     [folder] = map(Path, filter(None, at_home([asked.run], ROOT)))
     assembly.talk()
     run = load_run(folder)
+    suite = asked.suite or run.suite
+    if not suite:
+        raise ValueError(f"{folder} has no benchmarks of its own; give suite=<one of conf/suite>")
     if run.data.prepare:
         build(run.data.prepare)
     every = {key: value for key, value in asdict(asked.every).items() if value is not None}
-    benchmarks = {name: build({**node, **every}) for name, node in asked.suite.items()}
+    benchmarks = {name: build({**node, **every}) for name, node in suite.items()}
     run.data.heldout |= asked.data.heldout
     heldout = assembly.source_arguments(run)[1]
     read = {source for name, benchmark in benchmarks.items() for source in sources_of(name, benchmark, heldout)}

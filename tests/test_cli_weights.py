@@ -24,7 +24,7 @@ def test_import_reports_and_export_gives_back(tmp_path: Path, capsys: pytest.Cap
     assert main(["weights", "import", str(folder), str(tmp_path / "out")]) == 0
     told = capsys.readouterr()
     assert "17 matched, 4 converted, 0 missing, 0 unexpected" in told.out
-    assert told.err == "warning: no tokenizer.model beside the weights, so a run cannot check that it has theirs\n"
+    assert told.err == "warning: no tokenizer beside the weights, so a run cannot check that it has theirs\n"
     assert main(["weights", "export", str(tmp_path / "out"), str(tmp_path / "back"), "--shards", "2"]) == 0
     making.assert_same_folders(folder, tmp_path / "back")
 

@@ -96,9 +96,10 @@ def test_unknown_overrides_and_choices_end_with_one_line() -> None:
         (["scale=papr"], "paper"),
         (["stage.optimizer.l=3"], "lr"),
         (["modle=sphinx_v"], "model"),
+        (["experiment=sphinx_stage1", "model.decoder_weights=null", "dry_run=true"], "set model.weights without it"),
         (["decoder=llama2_70"], "llama2_70b"),
     ]:
-        done = train(*arguments, "--cfg", "job")
+        done = train(*arguments, *([] if "dry_run=true" in arguments else ["--cfg", "job"]))
         assert done.returncode == 1, arguments
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
         assert near in done.stderr
@@ -130,6 +131,25 @@ def test_a_run_directory_from_elsewhere_reaches_no_other_callable(tmp_path: Path
         (tmp_path / "config.resolved.yaml").write_text(OmegaConf.to_yaml(run))
         with pytest.raises(ValueError, match=refusal):
             load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "target"),
+    [
+        ("data.prepare", "data_modules.surgery.resume"),
+        ("model.build.vision", "bestiary.variants.sphinx.consolidated.save_shard"),
+        ("model.processor", "data_modules.embedded.build.build"),
+        ("model.module", "bestiary.variants.ovis.model.build_ovis"),
+        ("suite.mine.rule", "bestiary.evaluation.report.write_atomically"),
+        ("suite", "data_modules.embedded.build.build"),
+    ],
+)
+def test_a_target_is_only_what_its_place_in_a_run_is_for(place: str, target: str) -> None:
+    tree: object = {"_target_": target}
+    for key in reversed(place.split(".")):
+        tree = {key: tree}
+    with pytest.raises(ValueError, match=rf"{place}: _target_ .* is not allowed there; name "):
+        check_targets(tree)
 
 
 def test_arguments_that_a_target_does_not_take_or_lacks_are_one_line() -> None:
@@ -186,6 +206,7 @@ def test_an_error_of_ours_is_said_once_whatever_it_came_from() -> None:
         assert explain(error) == "shard 3 is cut: write it again"
 
 
+@pytest.mark.slow
 def test_help_and_cfg_are_quick() -> None:
     for arguments, limit in [(["--help"], 2.0), (["--cfg", "job"], 1.0)]:
         best = min(timed(*arguments) for _ in range(3))

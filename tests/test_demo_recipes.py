@@ -25,6 +25,7 @@ from bestiary.compose import register_schema, typed
 from bestiary.saved_run import build_pieces
 from bestiary.training.parents import load_parent
 from bestiary.training.run_dir import TIME_FIELDS, RunDir
+from data_modules.embedded.plain import HELDOUT
 
 ROOT = Path(__file__).parents[1]
 STEPS, STOP = 20, 10
@@ -40,6 +41,7 @@ SIZES = {
         "ovis_caption": 64,
         "ovis_description": 64,
         "ovis_questions": 64,
+        "monkey_texts": 64,
     },
     "build": {"stage1": 24, "stage2": 24, "heldout": 2, "heldout_tasks": 1},
 }
@@ -55,18 +57,13 @@ PARENTS = {
     "ovis_s1": [],
     "ovis_s2": ["ovis_s1", "ovis_s2"],
     "ovis_s3": ["ovis_s2", "ovis_s3"],
+    "monkey_finetune": ["monkey_finetune"],
+    "monkey_lora_3090": ["monkey_finetune", "monkey_lora_3090"],
+    "monkey_1344x896": ["monkey_1344x896"],
 }
 """Recipe -> the stages whose runs it starts from."""
-STARTS = {
-    "sphinx_stage2": "sphinx_stage1",
-    "sphinx_1k_stage1": "sphinx_stage1",
-    "sphinx_1k_stage2": "sphinx_1k_stage1",
-    "sphinx_v2_1k_finetune": "sphinx_1k_stage2",
-    "sphinxv_stage1": "sphinx_v2_1k_finetune",
-    "ovis_s2": "ovis_s1",
-    "ovis_s3": "ovis_s2",
-}
-"""Recipe -> the recipe whose run it starts from here; the others start from shipped weights."""
+STARTS = {"ovis_s2": "ovis_s1", "ovis_s3": "ovis_s2"}
+"""Recipe -> the recipe whose run it starts from, where the command needs parent=; the others run as they stand."""
 FINISHED: list[str] = []
 """Recipes that were run from beginning to end, in order; a run directory has its recipe's name."""
 
@@ -103,7 +100,7 @@ def composed(name: str, *overrides: str) -> DictConfig:
 
 
 def recipe(root: Path, experiment: str, run: str, *overrides: str) -> DictConfig:
-    """A recipe on little data, from its parent of STARTS; without `run` it is a resume."""
+    """A recipe on little data, as its command stands or from its parent of STARTS; without `run` it is a resume."""
     config = composed(
         "config",
         f"experiment={experiment}",
@@ -128,8 +125,9 @@ def sizes_of(prepare: DictConfig) -> dict[str, Any]:
     """Samples a source, as the recipe's own preparation takes them; what the recipe leaves out stays out."""
     if prepare._target_.endswith("build_plain"):
         wanted = SIZES["build_plain"]
-        train_sizes = {source: wanted[source.removeprefix("sphinx_")] for source in prepare.sources}
-        return train_sizes | {f"{source}_heldout": 4 for source in prepare.sources}
+        tasks = [source for source in prepare.sources if not source.endswith(HELDOUT)]
+        train_sizes = {task: wanted[task.removeprefix("sphinx_")] for task in tasks}
+        return train_sizes | {source.removesuffix(HELDOUT) + HELDOUT: 4 for source in prepare.sources}
     return SIZES["build"] | OmegaConf.to_container(prepare.get("sizes", OmegaConf.create({})))
 
 
@@ -159,6 +157,13 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in TIME_FIELDS} for line in RunDir(run).metrics.read()]
 
 
+def learned(run: Path) -> None:
+    """A run of STEPS steps whose loss has fallen."""
+    losses = [line["loss"] for line in metrics(run)]
+    assert len(losses) == STEPS and all(map(math.isfinite, losses))
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5]), losses
+
+
 class StopAfterCheckpoint(logging.Handler):
     """Asks this process to stop when the checkpoint of step STOP is written, as a scheduler does."""
 
@@ -180,9 +185,7 @@ def stopped(config: DictConfig) -> int:
 def test_a_demo_recipe_learns_resumes_bit_for_bit_and_is_scored(root: Path, experiment: str) -> None:
     finish(root, experiment)
     whole, broken = root / experiment, root / f"{experiment}-stopped"
-    losses = [line["loss"] for line in metrics(whole)]
-    assert len(losses) == STEPS and all(map(math.isfinite, losses))
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5]), losses
+    learned(whole)
 
     assert stopped(unscored(recipe(root, experiment, broken.name))) == 128 + signal.SIGTERM
     assert STOP <= RunDir(broken).status.step < STEPS
@@ -193,6 +196,16 @@ def test_a_demo_recipe_learns_resumes_bit_for_bit_and_is_scored(root: Path, expe
     reports = {path.parent.name: json.loads(path.read_text()) for path in whole.glob("eval/*/report.json")}
     assert reports and all(report["metrics"] for report in reports.values()), "nothing was scored"
     assert set(reports) == set(composed("config", f"experiment={experiment}").suite)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "parent"), [("sphinx_stage2", "sphinx_stage1"), ("sphinxv_stage1", "sphinx_1k_stage2")]
+)
+def test_a_recipe_that_runs_without_a_parent_learns_from_one_too(root: Path, experiment: str, parent: str) -> None:
+    finish(root, parent)
+    child = root / f"{experiment}-child"
+    assert run_command(unscored(recipe(root, experiment, child.name, f"parent={root / parent}"))) == 0
+    learned(child)
 
 
 def test_a_stage_starts_from_the_stages_it_names_and_refuses_others_in_one_line(root: Path) -> None:
@@ -225,6 +238,6 @@ def test_a_refused_parent_starts_nothing_and_a_finished_run_scores_again_as_it_d
     before = {path: json.loads(path.read_text())["metrics"] for path in run.glob("eval/*/report.json")}
     for path in before:
         path.unlink()
-    config = composed("eval", f"run={run}", "suite=sphinx_demo", "threads=1")
+    config = composed("eval", f"run={run}", "threads=1")  # the suite is the run's own
     scoring.main(typed(config), config)
     assert {path: json.loads(path.read_text())["metrics"] for path in run.glob("eval/*/report.json")} == before

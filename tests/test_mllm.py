@@ -187,7 +187,7 @@ def test_the_head_in_chunks_gives_the_same_losses_and_gradients(
     grads = grads_of(model, whole.sum())
     seen: list[int] = []
     model.decoder.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    monkeypatch.setattr(mllm, "_HEAD_ELEMENTS", 7 * VOCAB)
+    monkeypatch.setattr(mllm, "HEAD_ELEMENTS", 7 * VOCAB)
     chunked = model(batch).values
     assert max(seen) == 7
     assert torch.allclose(chunked, whole, atol=1e-6)

@@ -22,8 +22,12 @@ DOCUMENTS = [
 BY_CI = {"make setup", "make demo", "make test", "make check"}
 LONG = {"make demo-assets", "make bench"}
 """Take long; tests/test_demo_assets.py and tests/test_throughput.py run their steps at a tiny size."""
-ELSEWHERE = ("python train.py -m ", "python train.py experiment=sphinxv_stage2 scale=paper dry_run=true")
-"""Beginnings of commands that tests/test_train.py runs, a sweep and the plan of the paper's recipe."""
+ELSEWHERE = (
+    *("python train.py -m ", "python train.py experiment=sphinxv_stage2 scale=paper dry_run=true"),
+    "bestiary describe PICTURES ",
+)
+"""Beginnings of commands that tests/test_train.py runs, a sweep and the plan of the paper's recipe, and of one with a
+server that tests/test_cli_describe.py runs."""
 
 
 def commands() -> list[tuple[str, str]]:

@@ -168,7 +168,7 @@ def _paper_files() -> list[Path]:
     named = [*conf.glob("family/*.yaml"), *conf.glob("stage/sphinx_*.yaml"), conf / "scale/family/sphinx_paper.yaml"]
     scaled = [path for path in conf.glob("scale/*/sphinx_*/paper.yaml") if path.parent.name != "sphinx_v"]
     ovis = [path for part in ("stage/ovis_*", "scale/*/ovis*/paper", "scale/stage/ovis_s3/lr/*",
-                          "scale/*/monkey*/paper")
+                          "scale/*/monkey*/paper", "stage/monkey_*")
             for path in conf.glob(f"{part}.yaml")]  # fmt: skip
     decoders = [path for path in conf.glob("decoder/*.yaml") if not path.stem.endswith("_demo")]
     return sorted([*named, *scaled, *ovis, *decoders, *conf.glob("model/*.yaml")])

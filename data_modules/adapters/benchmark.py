@@ -1,5 +1,7 @@
 """The benchmark annotations of SPHINX's evaluation: one question a record, with `gt_answers` and the picture's path.
 
+Rows of Qwen-VL's and Monkey's evaluation, which say `answer` and `image`, are read the same way.
+
 The question stays as it is; how to ask and score it (`prompt`, `metric`, `max_new_tokens` of annotation_config.json)
 goes into `meta` with all true answers and every other field. The sample's answer is the only, or most frequent (then
 first), true one. Where the truth is a box (RefCOCO, corners in pixels), `meta["gt_box"]` and the answer's text, to
@@ -39,8 +41,16 @@ DOMAINS: Mapping[str, str] = {
     "test_TabFact": "document",
     "test_VisualMRC": "document",
     "test_WikiTableQuestions": "document",
+    "infovqa": "document",
+    "deepform": "document",
+    "KLC": "document",
+    "WTQ": "document",
+    "estvqa": "ocr",
+    "stvqa": "ocr",
 }
 """Beginning of an annotation file's name -> domain; all others are natural."""
+_QWEN_VL = {"image_path": "image", "gt_answers": "answer"}
+"""The same fields in the files of Qwen-VL's evaluation, which is Monkey's."""
 _SIZE = re.compile(r"height(\d{1,6})_width(\d{1,6})")
 
 
@@ -80,8 +90,10 @@ class BenchmarkAdapter:
     def to_sample(self, record: Record) -> Sample:
         """The question of a record and its true answer."""
         fields, file = fields_of(record)
-        name = text_of(fields.look("image_path"), "field 'image_path'", record.where)
-        answer, box = self._answer(fields)
+        renamed = {ours: theirs for ours, theirs in _QWEN_VL.items() if ours not in fields and theirs in fields}
+        path, truth = (renamed.get(ours, ours) for ours in ("image_path", "gt_answers"))
+        name = text_of(fields.look(path), f"field {path!r}", record.where)
+        answer, box = self._answer(fields, truth)
         turns = (Turn("human", fields.text("question")), Turn("assistant", answer))
         if not self.keep_empty:
             check_filled(turns, record.where)
@@ -93,21 +105,26 @@ class BenchmarkAdapter:
             domain=self.domain or file.facts["domain"],
             turns=turns,
             images=images,
-            meta=fields.meta(gt_box=box, **facts, **place_in(record)),
+            meta=fields.meta(
+                gt_box=box,
+                **{ours: fields.take(theirs) for ours, theirs in renamed.items()},
+                **facts,
+                **place_in(record),
+            ),
         )
 
     def identity(self) -> dict[str, Any]:
         """The files with what the configuration says of them, the folder of pictures and every option."""
         return identity_of(self, self._files())
 
-    def _answer(self, fields: Fields) -> tuple[str, list[float] | None]:
-        """The sample's answer, and the true box in fractions where the truth is one."""
-        truth = fields.look("gt_answers")
+    def _answer(self, fields: Fields, name: str) -> tuple[str, list[float] | None]:
+        """The sample's answer, and the true box in fractions where the truth, the field `name`, is one."""
+        truth = fields.look(name)
         if not isinstance(truth, list):
-            return text_of(truth, "field 'gt_answers'", fields.where), None
+            return text_of(truth, f"field {name!r}", fields.where), None
         if truth and not any(isinstance(answer, str) for answer in truth):
             return self._box_answer(fields, truth)
-        answers = Counter(text_of(answer, "an answer of 'gt_answers'", fields.where) for answer in truth)
+        answers = Counter(text_of(answer, f"an answer of {name!r}", fields.where) for answer in truth)
         return answers.most_common(1)[0][0] if answers else "", None
 
     def _box_answer(self, fields: Fields, truth: list[Any]) -> tuple[str, list[float]]:

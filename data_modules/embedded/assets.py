@@ -28,6 +28,11 @@ CHART_COLORS = {
 CHART_SHAPES = ("bars", "line", "pie")
 CHART_NAMES = tuple(f"{color} {shape}" for color in CHART_COLORS for shape in CHART_SHAPES)
 
+WORDS = (
+    "BUS", "TAX", "OIL", "TEA", "HAM", "EGG", "JAM", "PIE", "GYM", "ZOO", "INN", "SKI", "RUN", "HOT", "KEY", "LAW",
+)  # fmt: skip
+"""What is printed where the size of print decides (`small_text`)."""
+
 HELDOUT_FORMS = 3
 """Forms at the end of the digits set that only held-out pictures show."""
 HELDOUT_PHOTO = "flower"
@@ -60,7 +65,7 @@ def icon_names() -> tuple[str, ...]:
 @cache
 def label_places() -> dict[str, int]:
     """Place of every label (strings of documents apart) in the list of all."""
-    return {name: i for i, name in enumerate((*object_names(), *icon_names(), *DIGIT_NAMES, *CHART_NAMES))}
+    return {name: i for i, name in enumerate((*object_names(), *icon_names(), *DIGIT_NAMES, *CHART_NAMES, *WORDS))}
 
 
 @cache

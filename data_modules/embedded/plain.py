@@ -21,6 +21,7 @@ from typing import Any
 
 from bestiary.schema import Sample, Turn
 
+from . import small_text
 from .assets import CHART_NAMES, DIGIT_NAMES, Split, icon_names, object_names
 from .build import COST_MS, Job, fingerprint, write_sources
 from .generate import DOMAINS, Domain, encode, scene
@@ -51,17 +52,23 @@ TURNS_OF_A_PICTURE = 3
 """Questions about one training picture; the picture costs more positions than they do."""
 
 
+def _scene(domain: Domain, seed: int, index: int, split: Split) -> Scene:
+    return scene(domain, seed, index, split, look=LOOK_PLAIN)
+
+
 @dataclass(frozen=True, slots=True)
 class PlainPart:
     """One task. size, heldout_size: samples over all domains. first_index: as in `build.Part`.
 
     make: (its random numbers, split, the picture) -> turns and facts of a sample with a picture; None = a text.
+    draw: (domain, seed, index, split) -> the picture.
     """
 
     size: int
     heldout_size: int
     first_index: int
     make: Callable[[Random, Split, Scene, Scene], tuple[tuple[Turn, ...], dict[str, Any]]] | None = None
+    draw: Callable[[Domain, int, int, Split], Scene] = _scene
 
 
 def _caption(rng: Random, split: Split, picture: Scene, other: Scene) -> tuple[tuple[Turn, ...], dict[str, Any]]:
@@ -108,6 +115,20 @@ def _grounded(rng: Random, split: Split, picture: Scene, other: Scene) -> tuple[
     return (Turn("human", GROUNDED), Turn("assistant", answer)), _how("{}", "grounded_caption", 128, answer)
 
 
+def _small_text(rng: Random, split: Split, picture: Scene, other: Scene) -> tuple[tuple[Turn, ...], dict[str, Any]]:
+    asked = [
+        (small_text.QUESTION.format(place), thing)
+        for place, thing in zip(small_text.QUARTERS, picture.things, strict=True)
+    ]
+    if split == "heldout":
+        question, thing = rng.choice(asked)
+        return _turns(Exchange(thing.kind, question, thing.label)), {"task": thing.kind} | _how(
+            "{}", "accuracy", 10, thing.label
+        )
+    rng.shuffle(asked)
+    return tuple(turn for question, thing in asked for turn in _turns(Exchange(thing.kind, question, thing.label))), {}
+
+
 PARTS: Mapping[str, PlainPart] = {
     "sphinx_caption": PlainPart(4000, 96, 20_000_000, _caption),
     "sphinx_documents": PlainPart(2000, 48, 30_000_000),
@@ -118,6 +139,7 @@ PARTS: Mapping[str, PlainPart] = {
     "ovis_caption": PlainPart(6000, 96, 80_000_000, _ovis_caption),
     "ovis_description": PlainPart(6000, 96, 90_000_000, _description),
     "ovis_questions": PlainPart(6000, 240, 100_000_000, _vqa),
+    "monkey_texts": PlainPart(3000, 320, 110_000_000, _small_text, small_text.scene),
 }
 
 
@@ -137,11 +159,12 @@ def build_plain(
 ) -> dict[str, Path]:
     """Write sources into `root/<source>` unless they are there already; returns the folders by source.
 
-    sources: tasks, each with its held-out source. domains: those that pictures are of. sizes: samples by source.
+    sources: tasks, each with its held-out source, or a held-out source alone. domains: those that pictures are of. sizes: samples by source.
     processes: None = one a core.
     """
-    if unknown := [name for name in sources if name not in PARTS] or [name for name in domains if name not in DOMAINS]:
-        raise ValueError(f"{unknown[0]!r} is unknown; choose of {', '.join(PARTS)}, and of {', '.join(DOMAINS)}")
+    if unknown := [name for name in sources if name not in plain_source_names()] or [name for name in domains if name not in DOMAINS]:
+        choices = f"{', '.join(PARTS)} (or one of them with {HELDOUT}), and of {', '.join(DOMAINS)}"
+        raise ValueError(f"{unknown[0]!r} is unknown; choose of {choices}")
     counts = {name: size for task in sources for name, size in _sizes(task).items()}
     for name, size in (sizes or {}).items():
         if name not in counts or size < 1:
@@ -178,8 +201,8 @@ def plain_sample(source: str, seed: int, number: int, *, domains: Sequence[Domai
         turns, more = _text(rng, task, split)
         key = f"{source}-{seed}-{number:08d}"
         return Sample(key=key, source=source, domain=TEXT_DOMAIN, turns=turns, meta=facts | more | _id(more, number))
-    picture = scene(domain, seed, index, split, look=LOOK_PLAIN)
-    other = scene(domain, seed, index + 1_000_000, split, look=LOOK_PLAIN) if part.make is _vqa else picture
+    picture = part.draw(domain, seed, index, split)
+    other = part.draw(domain, seed, index + 1_000_000, split) if part.make is _vqa else picture
     turns, more = part.make(rng, split, picture, other)
     return Sample(
         key=f"{source}-{domain}-{seed}-{number:08d}",
@@ -233,5 +256,8 @@ def _all_labels() -> tuple[tuple[str, str], ...]:
     return tuple((label, kind) for kind, labels in kinds.items() for label in labels)
 
 
-def _sizes(task: str) -> dict[str, int]:
+def _sizes(source: str) -> dict[str, int]:
+    task = source.removesuffix(HELDOUT)
+    if source != task:
+        return {source: PARTS[task].heldout_size}
     return {task: PARTS[task].size, f"{task}{HELDOUT}": PARTS[task].heldout_size}

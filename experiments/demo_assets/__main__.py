@@ -1,7 +1,7 @@
-"""Makes all assets of the demos, one after another: tokenizer, encoders, prompt fit, stage 1; then Ovis' own
-(`make demo-assets`).
+"""Makes all assets of the demos, one after another: tokenizer, encoders, prompt fit, stage 1; then Ovis' own and
+Monkey's (`make demo-assets`).
 
-About 65 minutes on two cores. Every step can be run alone; see README.md.
+About 75 minutes on two cores. Every step can be run alone; see README.md.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def main() -> None:
         "export": ["-m", "experiments.demo_assets.export", str(RUN_DIR)],
         "ovis_encoder": ["-m", "experiments.demo_assets.ovis_encoder"],
         "ovis_llm": ["-m", "experiments.demo_assets.ovis_llm"],
+        "monkey_vocabulary": ["-m", "experiments.demo_assets.monkey_vocabulary"],
+        "monkey_base": ["-m", "experiments.demo_assets.monkey_base"],
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--begin", choices=list(steps), default="tokenizer")

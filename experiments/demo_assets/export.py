@@ -38,7 +38,7 @@ def main() -> None:
 
 def write_sums(folder: Path) -> None:
     """SHA256SUMS of the weights and the tokenizer in a folder, in the form of `sha256sum -c`."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.model")])
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.model"), *folder.glob("*.tiktoken")])
     lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in files]
     (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -12,6 +12,9 @@ cached features of the frozen encoders and without any change of the architectur
 2. Answers. Conversations with one to five marks; the second block starts as a copy (values and outputs the identity,
    the head's rows those of the slots' classifier) and its attention is told to look at the slot of the mark that the
    answer is about. Then the language loss does the rest.
+
+The projection between the prompt encoder and the decoder is not kept: the original begins without one, too, and stage 1
+learns it.
 """
 
 from __future__ import annotations
@@ -35,6 +38,10 @@ from .prompt_path import Asked, Fitter, Marked, features_of
 
 log = logging.getLogger("demo_assets")
 ASSETS = Path("src/bestiary/variants/sphinx_v/assets")
+TOWERS = tuple(f"vision.{name}." for name in ("clip", "convnext", "dinov2", "qformer"))
+"""Parts that lie in the encoders' file."""
+LEFT_TO_STAGE_1 = "regions.proj."
+"""The part that no file gives: stage 1 begins with it as drawn."""
 
 
 def main() -> None:
@@ -68,8 +75,8 @@ def main() -> None:
         fit_slots(fitter, asked, data, heldout, steps=args.slot_steps, lr=3e-3)
         torch.save({"model": model.state_dict(), "asked": asked.state_dict()}, kept)
     fit_answers(fitter, asked, writer, data, heldout, steps=args.answer_steps, lr=2e-3)
-    towers = tuple(f"vision.{name}." for name in ("clip", "convnext", "dinov2", "qformer"))
-    state = {k: v.half().contiguous() for k, v in model.state_dict().items() if not k.startswith(towers)}
+    left_out = (*TOWERS, LEFT_TO_STAGE_1)
+    state = {k: v.half().contiguous() for k, v in model.state_dict().items() if not k.startswith(left_out)}
     save_file(state, args.out)
     log.info("%s: %d tensors, %.1f MB", args.out, len(state), args.out.stat().st_size / 1e6)
 

@@ -8,10 +8,7 @@ Writes results.json and domain_mix.png into --out, and the table into its README
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,10 +18,9 @@ from data_modules.embedded.generate import DOMAINS
 from data_modules.embedded.plain import build_plain
 from experiments.domain_mix import report
 from experiments.domain_mix.score import score
-from experiments.tables import write_tables
+from experiments.running import add_folders, begin, train_once, write_results
 
 log = logging.getLogger("domain_mix")
-ROOT = Path(__file__).resolve().parents[2]
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EXPERIMENT = "sphinx_stage1"
 WEIGHTS = Path("checkpoints/last/model.safetensors")
@@ -34,24 +30,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Data, a common base, two models, five mixes, ten scores."""
     parser = argparse.ArgumentParser(prog="python -m experiments.domain_mix", description=__doc__)
     parser.add_argument("--domains", nargs=2, default=["natural", "screenshot"], choices=DOMAINS, metavar="DOMAIN")
-    parser.add_argument(
-        "--work", type=Path, default=Path(".cache/domain_mix"), help="data and runs; what is there is used again"
-    )
-    parser.add_argument("--out", type=Path, default=Path(".cache/domain_mix/results"))
+    add_folders(parser, "domain_mix")
     parser.add_argument("--steps", type=int, nargs=2, default=[100, 100], help="of the base, and of either domain")
     parser.add_argument("--pictures", type=int, default=2000, help="training pictures of a domain")
     parser.add_argument("--heldout", type=int, default=96, help="held-out pictures of a domain")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for folder in (args.work, args.out):
-        folder.mkdir(parents=True, exist_ok=True)
+    begin(args)
     found = study(args)
-    (args.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(report.table(found) + "\n")
-    report.plot(found, args.out / "domain_mix.png")
-    if (args.out / "README.md").exists():
-        write_tables(args.out / "README.md", report.table(found))
+    write_results(args.out, found, table=report.table(found), plot=report.plot, picture="domain_mix.png")
 
 
 def study(args: argparse.Namespace) -> dict[str, Any]:
@@ -84,20 +71,12 @@ def make_data(args: argparse.Namespace, domains: list[str], name: str) -> Path:
 
 def train(args: argparse.Namespace, run: str, data: str, steps: int, *, lr: float, weights: Path | None = None) -> Path:
     """One run of train.py on one thread, unless it is there already; its run directory."""
-    folder = (args.work / run).resolve()
-    if (folder / WEIGHTS).exists():
-        return folder
     overrides = [
-        f"experiment={EXPERIMENT}", f"run_dir={folder}", f"seed={args.seed}", f"stage.max_steps={steps}",
-        "stage.batch_size=8", "stage.checkpoint_every=0", f"stage.optimizer.lr={lr}", "logger=csv",
-        "cluster.threads=1", f"cluster.data_root={(args.work / 'data' / data).resolve()}", "data.prepare=null",
-        "suite.captions.max_samples=4", "suite.documents.max_samples=4",
+        f"experiment={EXPERIMENT}", f"stage.max_steps={steps}", "stage.batch_size=8", f"stage.optimizer.lr={lr}",
+        "data.prepare=null", "suite.captions.max_samples=4", "suite.documents.max_samples=4",
         *([f"model.weights=[{weights}]"] if weights else []),
     ]  # fmt: skip
-    log.info("train.py %s", " ".join(overrides))
-    with (args.work / f"{run}.log").open("w", encoding="utf-8") as output:
-        subprocess.run([sys.executable, "train.py", *overrides], cwd=ROOT, check=True, stdout=output, stderr=output)
-    return folder
+    return train_once(args.work / run, str(WEIGHTS), overrides, data=args.work / "data" / data, seed=args.seed)
 
 
 if __name__ == "__main__":

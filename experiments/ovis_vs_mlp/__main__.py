@@ -10,18 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from experiments.ovis_vs_mlp import report
-from experiments.tables import write_tables
+from experiments.running import add_folders, begin, train_once, write_results
 
 log = logging.getLogger("ovis_vs_mlp")
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("ovis_s1", "ovis_s2", "ovis_s3")
 CONNECTORS = {
     "table": ("connector=table",),
@@ -39,20 +36,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="of every stage; the recipes' own without it")
     parser.add_argument("--questions", type=int, default=0, help="held-out questions; 0 = all")
     parser.add_argument("--jobs", type=int, default=2, help="runs beside one another, a thread each")
-    parser.add_argument(
-        "--work", type=Path, default=Path(".cache/ovis_vs_mlp"), help="data and runs; what is there is used again"
-    )
-    parser.add_argument("--out", type=Path, default=Path(".cache/ovis_vs_mlp/results"))
+    add_folders(parser, "ovis_vs_mlp")
     args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for folder in (args.work, args.out):
-        folder.mkdir(parents=True, exist_ok=True)
+    begin(args)
     found = study(args)
-    (args.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(report.table(found) + "\n")
-    report.plot(found, args.out / "ovis_vs_mlp.png")
-    if (args.out / "README.md").exists():
-        write_tables(args.out / "README.md", report.table(found))
+    write_results(args.out, found, table=report.table(found), plot=report.plot, picture="ovis_vs_mlp.png")
 
 
 def study(args: argparse.Namespace) -> dict[str, Any]:
@@ -79,21 +67,15 @@ def stages(args: argparse.Namespace, connector: str, seed: int) -> dict[str, Any
 def train(args: argparse.Namespace, stage: str, connector: str, seed: int, parent: Path | None) -> Path:
     """One run of train.py on one thread, unless it is there already; its run directory."""
     asked = "".join(f"-{word}{n}" for word, n in (("steps", args.steps), ("questions", args.questions)) if n)
-    run = (args.work / f"{connector}-{seed}{asked}-{stage}").resolve()
-    if (run / "eval/captions/report.json").exists():
-        return run
     overrides = [
-        f"experiment={stage}", f"run_dir={run}", f"seed={seed}", "logger=csv", "logger.progress=false",
-        "cluster.threads=1", f"cluster.data_root={(args.work / 'data').resolve()}", "stage.checkpoint_every=0",
+        f"experiment={stage}",
         *(f"model.build.vision.{setting}" for setting in CONNECTORS[connector]),
         *([f"parent={parent}"] if parent else []),
         *([f"stage.max_steps={args.steps}"] if args.steps else []),
-        *(f"suite.{name}.max_samples={args.questions}" for name in ("answers", "captions")),
-    ]  # fmt: skip
-    log.info("train.py %s", " ".join(overrides))
-    with (args.work / f"{run.name}.log").open("w", encoding="utf-8") as output:
-        subprocess.run([sys.executable, "train.py", *overrides], cwd=ROOT, check=True, stdout=output, stderr=output)
-    return run
+        *(f"suite.{name}.max_samples={args.questions}" for name in ("answers", "captions", "descriptions")),
+    ]
+    run = args.work / f"{connector}-{seed}{asked}-{stage}"
+    return train_once(run, "eval/captions/report.json", overrides, data=args.work / "data", seed=seed)
 
 
 def scores_of(run: Path) -> dict[str, float]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bestiary.cli_describe import add_describe
 from bestiary.cli_ovis import add_ovis
 from bestiary.cli_runs import add_runs
 from bestiary.cli_shards import add_shards
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     add_shards(commands)
     add_weights(commands)
     add_ovis(commands)
+    add_describe(commands)
 
     data = commands.add_parser("data", help="make the embedded data")
     data.add_argument("--root", type=Path, default=Path(".cache/data/embedded"))

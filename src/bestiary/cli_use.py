@@ -86,13 +86,15 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most probable token")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--places", action="store_true", help="keep tags of names and boxes in the answer (Monkey)")
     parser.add_argument("--beams", type=int, default=1, help="search with so many hypotheses (temperature 0)")
 
 
 def _session(args: argparse.Namespace) -> Session:
     from bestiary.inference.session import Session, Settings
 
-    settings = Settings(args.max_new_tokens, args.temperature, args.top_p, seed=args.seed, num_beams=args.beams)
+    chosen = {"seed": args.seed, "num_beams": args.beams, "places": args.places}
+    settings = Settings(args.max_new_tokens, args.temperature, args.top_p, **chosen)
     if args.model is None and not (args.run / "model.yaml").is_file():
         if args.run.is_file():
             raise ValueError(f"{args.run} is a file of weights; say what they are: --model NAME, and --scale")

@@ -34,11 +34,11 @@ def _add_import(parent: Any) -> None:
         type=Path,
         nargs="+",
         metavar="FOLDER",
-        help="folder of consolidated.*.pth or of an Ovis; or one Hugging Face folder or weights file of a part",
+        help="folder of consolidated.*.pth, an Ovis, Monkey or Qwen-VL; or one Hugging Face folder or file of a part",
     )
     take.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
     take.add_argument("--config", type=Path, metavar="FILE", help="config.json or params.json from elsewhere")
-    take.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.model from elsewhere")
+    take.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.model or qwen.tiktoken from elsewhere")
     take.add_argument("--for", dest="model", metavar="MODEL", help="whose part it is: sphinx (default) or ovis")
     take.add_argument(
         "--may-lack",
@@ -46,6 +46,13 @@ def _add_import(parent: Any) -> None:
         default=[],
         metavar="GLOB",
         help="published names (or ours) that may miss; repeatable",
+    )
+    take.add_argument(
+        "--leave-out",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="published names not to take (adapters for other windows); repeatable",
     )
     take.add_argument(
         "--keep-unknown", action="store_true", help="keep tensors that no model of ours has, for the way back"
@@ -97,13 +104,19 @@ def _add_mix(parent: Any) -> None:
 
 def _add_merge(parent: Any) -> None:
     merge: argparse.ArgumentParser = parent.add_parser(
-        "merge", help="a run with tuning=lora or bias_norm, which saved what trained, as whole weights"
+        "merge",
+        help="a run with tuning=lora or bias_norm, which saved what trained, as whole weights",
+        description="Of whole weights with adapters in their decoder (monkey_lora_3090): plain weights without them.",
     )
-    adapter: argparse.ArgumentParser = parent.add_parser("adapter", help="the adapters of a LoRA run in peft's layout")
+    adapter: argparse.ArgumentParser = parent.add_parser(
+        "adapter",
+        help="what a run trained without its base; of a LoRA run its adapters in peft's layout",
+        description="Of a run with whole weights: a run directory of the tensors that its base does not hold.",
+    )
     for one in (merge, adapter):
         one.add_argument("run", type=Path, metavar="RUN", help="run directory, or one of its checkpoint folders")
         one.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
-    merge.add_argument("--base", type=Path, metavar="WEIGHTS", help="where the weights are now that the run began from")
+        one.add_argument("--base", type=Path, metavar="WEIGHTS", help="where the weights are now that it began from")
     merge.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of all weights; what the run held")
     merge.set_defaults(act=_merge)
     adapter.set_defaults(act=_adapter)
@@ -120,14 +133,28 @@ def _merge(args: argparse.Namespace) -> None:
 
 
 def _adapter(args: argparse.Namespace) -> None:
-    from bestiary.weights.merging import export_adapter
+    from bestiary.saved_tuning import saves_all
+    from bestiary.weights.merging import export_adapter, opened_run
 
+    if saves_all(opened_run(args.run)[1].tuning):
+        _trained(args)
+        return
+    if args.base is not None:
+        raise ValueError("--base has no effect on adapters in peft's layout, which know no base; leave it out")
     done = export_adapter(args.run, args.out)
     sys.stdout.write(f"{args.out}: adapters of {done.num_layers:,} layers\n")
     if done.left:
         sys.stderr.write(
             f"warning: {done.left:,} other tensors that the run trained are not in it; see weights merge\n"
         )
+
+
+def _trained(args: argparse.Namespace) -> None:
+    from bestiary.weights.trained import export_trained
+
+    done = export_trained(args.run, args.out, base=args.base)
+    size = f"{done.num_tensors:,} tensors that trained, {done.num_bytes / 1e6:,.1f} MB"
+    sys.stdout.write(f"{args.out}: {size}; {done.left:,} stay with the base\n")
 
 
 def _part(text: str) -> tuple[str, float]:
@@ -141,8 +168,12 @@ def _part(text: str) -> tuple[str, float]:
 def _inspect(args: argparse.Namespace) -> None:
     from bestiary.weights.inspecting import inspect
 
-    for label, text in inspect(args.path).lines:
+    found = inspect(args.path)
+    for label, text in found.lines:
         sys.stdout.write(f"{label:<11}{text}\n")
+    if found.lost:
+        sys.stdout.flush()
+        raise ValueError(f"{args.path}: {found.lost:,} names are missing, unexpected or of another shape or cut")
 
 
 def _import(args: argparse.Namespace) -> None:
@@ -152,14 +183,16 @@ def _import(args: argparse.Namespace) -> None:
     if any(is_part(path) for path in args.sources):
         _import_part(args)
         return
-    asked = Asked(args.config, args.tokenizer, tuple(args.may_lack), args.keep_unknown)
+    asked = Asked(args.config, args.tokenizer, tuple(args.may_lack), args.keep_unknown, tuple(args.leave_out))
     done = import_weights(args.sources, args.out, asked)
     sys.stdout.write(f"{args.out}: {done.model.name}, {done.num_parameters:,} parameters; {done.fit}\n")
+    if done.model.begins:
+        sys.stdout.write(f"  this is the beginning of {done.model.begins}\n")
     _show_names(done.fit)
     for name in done.unequal:
         sys.stderr.write(f"warning: {name} should be the same in every shard and is not; shard 0's was taken\n")
     if not done.has_tokenizer:
-        sys.stderr.write("warning: no tokenizer.model beside the weights, so a run cannot check that it has theirs\n")
+        sys.stderr.write("warning: no tokenizer beside the weights, so a run cannot check that it has theirs\n")
 
 
 def _import_part(args: argparse.Namespace) -> None:
@@ -169,6 +202,8 @@ def _import_part(args: argparse.Namespace) -> None:
         raise ValueError(f"{len(args.sources)} folders, of which one holds a single part; import parts one by one")
     if args.config is not None:
         raise ValueError("--config is for consolidated shards; a part's config.json lies beside its weights")
+    if args.leave_out:
+        raise ValueError("--leave-out is for whole models; a part takes what it has a place for")
     [source] = args.sources
     asked = {"may_lack": args.may_lack, "keep_unknown": args.keep_unknown, "model": args.model}
     done = import_part(source, args.out, tokenizer=args.tokenizer, **asked)

@@ -30,6 +30,22 @@ ALLOWED_TARGETS = ("bestiary.evaluation.", "bestiary.training.module.", "bestiar
 """Only public names defined below these prefixes may be a `_target_`: a run directory from elsewhere brings its own
 config, which must not reach arbitrary callables, nor what our modules import from others (`json.dump`)."""
 
+PLACES = {
+    "model.build": (r"bestiary\.variants\.\w+\.model\.build_\w+", "a build_* of bestiary.variants.<variant>.model"),
+    "model.processor": (
+        r"bestiary\.variants\.\w+\.processor\.\w+Processor",
+        "a *Processor of bestiary.variants.<variant>.processor",
+    ),
+    "model.module": (
+        r"bestiary\.(?:training|variants\.\w+)\.module\.\w+Module",
+        "a *Module of bestiary.training.module or bestiary.variants.<variant>.module",
+    ),
+    "data.prepare": (r"data_modules\.embedded\.(?:\w+\.)?build\w*", "a build* of data_modules.embedded"),
+    "suite": (r"bestiary\.evaluation\.\w+\.[A-Z]\w*", "a class of bestiary.evaluation"),
+}
+"""What a `_target_` may be at and below a key of a run: (pattern of its name, the same in words). Among our public
+functions are some that write files; a config from elsewhere must not reach them."""
+
 _OURS = ("bestiary.", "data_modules.")
 
 MARKERS = {"_target_": ALLOWED_TARGETS, "_args_of_": _OURS}
@@ -198,8 +214,16 @@ def check_targets(tree: Any, where: str = "") -> None:
     for marker, allowed in MARKERS.items():
         if marker in tree:
             _check_keys(tree, str(tree[marker]), where or marker, allowed=allowed)
+    if "_target_" in tree:
+        _check_place(str(tree["_target_"]), where)
     for key, value in tree.items():
         check_targets(value, f"{where}.{key}" if where else str(key))
+
+
+def _check_place(target: str, where: str) -> None:
+    for place, (pattern, told) in PLACES.items():
+        if f"{where}.".startswith(f"{place}.") and not re.fullmatch(pattern, target):
+            raise ValueError(f"{where}: _target_ {target!r} is not allowed there; name {told}")
 
 
 def _check_keys(node: dict[str, Any], target: str, where: str, *, allowed: tuple[str, ...]) -> None:
@@ -287,6 +311,10 @@ def explain(error: BaseException) -> str:
     absent = re.search(r"Key '([^']+)' is not in struct full_key: (\S+)", reason)
     if absent and root.parent_node is not None:
         return f"there is no {absent[2]}{nearest(absent[1], root.parent_node)}"
+    null = re.search(r"interpolation '\$\{([\w.]+)\}': Incompatible value 'None'.* full_key: (\S+)", reason)
+    if null:
+        place = null[2].partition("[")[0]
+        return f"{null[2]} refers to {null[1]}, which is null; give {null[1]} a value, or set {place} without it"
     reason = reason.partition(" full_key: ")[0] if "reference_type=" in reason and "Key '" not in reason else reason
     if "is not a subclass of Source" in reason:
         return f"{text}: a new source comes from a file of dataset/, as +dataset@data.sources.NAME=FILE"

@@ -28,11 +28,13 @@ class Optimizer:
 
 @dataclass
 class Schedule:
-    """Linear warm-up from 0, then half a cosine down to `min_lr` at the end of the stage."""
+    """Linear warm-up from 0, then half a cosine down to `min_lr` at the end of the stage; or another `shape`."""
 
     warmup: float = 0.0
     """Share of the stage, [0, 1)."""
     min_lr: float = 0.0
+    shape: str = "cosine"
+    """cosine | log_then_constant (the logarithm of the step over the warm-up, then the rate for good)"""
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Stage:
     parent_optional: bool = False
     """Whether the stage may also start from `model.weights` alone."""
     parent_may_lack: list[str] = field(default_factory=list)
-    """Globs of tensors a parent of another model may lack, all of them together; they come from `model.weights`."""
+    """Globs of tensors a parent of another model may lack, all of a glob together; they come from `model.weights`."""
     parent: str | None = None
     """Taken when the command names none: a run directory or a file; null = start from `model.weights`."""
     train: list[str] = field(default_factory=lambda: ["*"])
@@ -201,6 +203,8 @@ class Cluster:
     strategy: str = "auto"
     """auto | ddp | zero2 | zero3 | fsdp2"""
     precision: str = "32-true"
+    memory_gb: float = 0.0
+    """Gibibytes of one device (24 for a GPU of "24 GB"), with which a dry run compares its estimate; 0 = unknown."""
     threads: int = 0
     """torch threads of a process; 0 = torch's own choice."""
     data_root: str = ".cache/data"
@@ -304,6 +308,12 @@ def check_run(run: Run) -> None:
         )
     if not 0 <= stage.schedule.warmup < 1:
         raise ValueError(f"stage.schedule.warmup={stage.schedule.warmup} is a share of the stage: give 0 <= value < 1")
+    _one_of("stage.schedule.shape", stage.schedule.shape, ("cosine", "log_then_constant"))
+    if stage.schedule.shape != "cosine" and stage.schedule.min_lr:
+        raise ValueError(
+            f"stage.schedule.min_lr={stage.schedule.min_lr:g} has no effect with stage.schedule.shape="
+            f"{stage.schedule.shape}, which never falls; set it to 0, or take shape=cosine"
+        )
     if not 0 <= data.bad_budget <= 1:
         raise ValueError(f"data.bad_budget={data.bad_budget} is a share of the samples: give 0 <= value <= 1")
     if not data.sources:

@@ -28,7 +28,7 @@ from bestiary.language.generation import Decoding, Sampling, sequence_generator
 from bestiary.language.prompts import side_by_side
 from bestiary.schema import IGNORE, Batch, Example, RegionRows, Slot
 
-_HEAD_ELEMENTS = 1 << 25
+HEAD_ELEMENTS = 1 << 25
 """Logits held at a time, positions x vocabulary (128 MB in float32)."""
 
 
@@ -125,6 +125,7 @@ class MultimodalLM(nn.Module):
         reference_batching: bool = False,
         ends: Callable[[list[int]], bool] | None = None,
         num_beams: int = 1,
+        min_new_tokens: int = 0,
     ) -> list[list[int]]:
         """New token ids of every prompt, in the order given, without the stop sequence that ended the answer.
 
@@ -134,8 +135,9 @@ class MultimodalLM(nn.Module):
         one), where `ends` says so of its ids, after `max_new_tokens`, or where the decoder's positions end.
         reference_batching: shorter prompts may go on to the total length of the longest, as in the published code.
         num_beams: above 1, the best of so many hypotheses, see `language.beams`; `batch_size` then counts hypotheses.
+        min_new_tokens: nothing ends an answer before it has so many.
         """
-        sampling = Sampling(temperature, top_p)
+        sampling = Sampling(temperature, top_p, min_new_tokens)
         check_beams(num_beams, temperature)
         budgets = self._budgets(examples, max_new_tokens, reference_batching)
         generators = _generators(examples, seed)
@@ -205,7 +207,7 @@ class MultimodalLM(nn.Module):
     @property
     def _chunk(self) -> int:
         """Positions that go through the output head at a time."""
-        return max(1, _HEAD_ELEMENTS // self.decoder.vocab_size)
+        return max(1, HEAD_ELEMENTS // self.decoder.vocab_size)
 
     def _decode(self, embeds_BTD: Tensor, batch: Batch) -> Tensor:
         """The decoder on spliced rows; the layout comes from the host's segments, so no device is waited for."""
@@ -302,9 +304,8 @@ class MultimodalLM(nn.Module):
         batch, image_index = side_by_side(examples, self.device)
         embeds, lengths = self._splice(batch, image_index), [len(example) for example in examples]
         if num_beams > 1:
-            return BeamDecoding(
-                self.decoder, embeds, lengths, num_beams=num_beams, budgets=budgets, stop=stop, ends=ends
-            )
+            return BeamDecoding(self.decoder, embeds, lengths, num_beams=num_beams, budgets=budgets, stop=stop,
+                                ends=ends, min_new=sampling.min_new)  # fmt: skip
         return Decoding(
             self.decoder,
             embeds,

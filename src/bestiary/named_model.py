@@ -95,7 +95,7 @@ def published_reader(run: Run) -> Callable[[MultimodalLM, Path], Any]:
     return reader
 
 
-def of_variant(run: Run, name: str) -> Callable[[MultimodalLM, Path], Any] | None:
+def of_variant(run: Run, name: str) -> Callable[..., Any] | None:
     """A function of the `weights` module beside the model's builder; None where there is none of that name."""
     package = str(run.model.build["_target_"]).rsplit(".", 2)[0]
     found = importlib.util.find_spec(f"{package}.weights")
@@ -112,5 +112,5 @@ def _model_of(path: Path, overrides: Sequence[str]) -> Model:
     except OmegaConfBaseException as error:
         raise ValueError(f"model {path}: {explain(error)}") from error
     assert isinstance(model, Model)
-    check_targets({"build": model.build, "processor": model.processor})
+    check_targets({"model": {"build": model.build, "processor": model.processor}})
     return model

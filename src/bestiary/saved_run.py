@@ -22,9 +22,10 @@ from bestiary.compose import build, load_run
 from bestiary.config import Run
 from bestiary.mllm import MultimodalLM
 from bestiary.named_model import at_project, check_config, named_run, of_variant, published_reader
-from bestiary.saved_tuning import plain_weights, rebuild, saves_all
+from bestiary.saved_tuning import BASE, plain_weights, rebuild, saves_all
 from bestiary.saved_weights import SavedWeights, check_identity, check_names, open_weights
 from bestiary.schema import Processor
+from bestiary.text.qwen_tokenizer import FILE_NAME as TIKTOKEN
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def load_saved_run(
     weights = open_weights(folder, what="run")
     pieces = _empty(run, whole_context=whole_context)
     put(pieces, plain_weights(weights), origins=_origins(run, folder), where=f"run {folder}")
-    if not saves_all(run.tuning):
+    if BASE in weights.identity or not saves_all(run.tuning):
         rebuild(pieces.model, run, weights, where=f"run {folder}", device=where)
     log.info("%s: stage %s, step %d", weights.path, weights.stage, weights.step)
     pieces.model.to(device=where, dtype=dtype).eval()
@@ -137,7 +138,12 @@ def load_named(
 
 
 def _tokenizer_beside(path: Path, told: str) -> str:
-    """The tokenizer beside weights, of the kind the model has (a .model file, a folder) where both are there."""
+    """The tokenizer beside weights, of the kind the model has (a .model or .tiktoken file, a folder) where several are.
+
+    A .tiktoken is one that no other kind can stand for.
+    """
+    if told.endswith(".tiktoken"):
+        return str(path / TIKTOKEN) if (path / TIKTOKEN).is_file() else told
     beside = {"file": path / "tokenizer.model", "folder": path / "tokenizer.json"}
     kinds = ("file", "folder") if told.endswith(".model") else ("folder", "file")
     found = next((kind for kind in kinds if beside[kind].is_file()), None)

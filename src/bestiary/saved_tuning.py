@@ -87,7 +87,7 @@ def rebuild(
     where: str,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Tune a model that has its base, as its run did, and put in what that run trained.
+    """Tune a model that has its base, as its run did, and put in what that run trained; the base must be that run's.
 
     Afterwards it computes as it did when the run scored itself.
     """
@@ -95,6 +95,11 @@ def rebuild(
     check_base(weights.identity, base_sha256(model.state_dict().__getitem__, weights.absent), where=where)
     trained = set(plain_weights(weights).tensors)
     dtype = frozen_dtype(run.tuning, run.cluster) or torch.float32
+    if saves_all(run.tuning):  # what trained was taken out of whole weights afterwards, each in its own dtype
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(parameter.dtype if name in trained else dtype)
+        model.decoder.choose_precision()
+        return
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if name in trained else dtype)
     whole = {name.removeprefix(DECODER) for name in trained if name.startswith(DECODER)}

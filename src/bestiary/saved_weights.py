@@ -120,11 +120,25 @@ def steps(root: Path) -> list[int]:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """What state.json of a checkpoint folder says; an unknown format is an error."""
-    told: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    if told.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / 'state.json'} was written by another version of the format")
+    """What state.json of a checkpoint folder says; an unknown format or other kinds of values are an error."""
+    file = folder / "state.json"
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); take another checkpoint") from error
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        raise CheckpointError(f"{file} was written by another version of the format; take another checkpoint")
+    for key, kind in _STATE_KINDS.items():
+        value = told.get(key)
+        inner = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+        if not isinstance(value, kind) or not all(isinstance(item, str) for item in inner):
+            told_value = f"{key} is {str(value)[:40]!r}"
+            raise CheckpointError(f"{file}: {told_value}, not what a run writes; take another checkpoint")
     return told
+
+
+_STATE_KINDS = {"step": int, "stage": str, "tied": dict, "identity": dict, "absent": list}
+"""What every reader takes from state.json, with the kind of its value; inside are texts alone."""
 
 
 def made_by(path: Path) -> str:
@@ -148,9 +162,13 @@ def sha256(path: Path) -> str:
 
 VIEWS = "views"
 """Key of `identity` that says which cuts of a picture a model sees: words, of which no tensor's shape depends."""
+WINDOWS = "windows"
+"""Key of `identity` that says of which windows, rows x columns, a model has adapters of their own."""
 _IDENTITY_REMEDIES = {
     "tokenizer": "the weights would read other token ids: use the same tokenizer, or another parent",
     VIEWS: "the weights saw pictures cut in another way: name the model they are of",
+    WINDOWS: "their adapters are for other windows: give the model that grid of windows (vision.image_px), or import "
+    "the published folder with `bestiary weights import FOLDER OUT --leave-out '*visual*_lora*'` and train new ones",
 }
 
 
@@ -193,8 +211,13 @@ def check_names(
 
 
 def _open_folder(folder: Path) -> SavedWeights:
-    told = state(folder)
-    tensors = load_file(folder / "model.safetensors")
+    told, file = state(folder), folder / "model.safetensors"
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is not a safetensors file ({error}); take another checkpoint") from error
+    if lost := [stored for stored in told["tied"].values() if stored not in tensors]:
+        raise CheckpointError(f"{file} lacks {lost[0]}, which state.json says others share; take another checkpoint")
     tensors |= {name: tensors[stored] for name, stored in told["tied"].items()}
     return SavedWeights(folder, tensors, told["stage"], told["step"], told["identity"], frozenset(told["absent"]))
 

@@ -17,6 +17,7 @@ from data_modules.embedded.__main__ import main
 from data_modules.embedded.assets import (
     DIGIT_NAMES,
     FOLDER,
+    WORDS,
     digit_places,
     icon_names,
     label_places,
@@ -139,7 +140,7 @@ def test_every_label_has_about_as_many_heldout_partners():
     for names in (object_names(), icon_names()):
         partners = [sum(is_heldout_pair(a, b) for b in names if b != a) for a in names]
         assert min(partners) >= 4 and max(partners) <= 6
-    assert len(label_places()) == len(object_names()) + len(icon_names()) + 10 + 15
+    assert len(label_places()) == len(object_names()) + len(icon_names()) + 10 + 15 + len(WORDS)
 
 
 def test_heldout_strings_never_stand_in_training():

@@ -124,6 +124,8 @@ def test_a_build_writes_the_asked_tasks_of_the_asked_domains_and_only_once(tmp_p
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")} == before
     build_plain(tmp_path, sources=["sphinx_rec"], domains=["natural"], sizes=sizes)
     assert read_source(folders["sphinx_rec"]).domains == ("natural",)
+    alone = build_plain(tmp_path / "alone", sources=["sphinx_rec_heldout"], sizes={"sphinx_rec_heldout": 2})
+    assert [len(read_source(folder)) for folder in alone.values()] == [2] and list(alone) == ["sphinx_rec_heldout"]
 
 
 def test_unknown_tasks_domains_and_sizes_are_refused(tmp_path):

@@ -27,6 +27,14 @@ def test_a_number_within_five_percent_of_any_truth_is_right() -> None:
     assert relaxed_match("Red", ["red"]) and not relaxed_match("0.0", ["0"])
 
 
+def test_the_tolerance_is_a_share_of_the_truth_or_as_monkey_published_of_the_answer() -> None:
+    assert not relaxed_match("12.61", ["12"]) and relaxed_match("12.61", ["12"], relative_to="answer")
+    assert relaxed_match("11.4", ["12"]) and not relaxed_match("11.4", ["12"], relative_to="answer")
+    assert relaxed_match("0", ["0.0", "0"], relative_to="answer") and not relaxed_match("0.0", ["0"])
+    with pytest.raises(ValueError, match="relative_to='truths' is unknown; choose one of truth, answer"):
+        relaxed_match("1", ["1"], relative_to="truths")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("text", "normal"),
     [

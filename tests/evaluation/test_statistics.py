@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bestiary.evaluation.statistics import across_seeds, bootstrap, paired_bootstrap
+from bestiary.evaluation.statistics import bootstrap, paired_bootstrap
 
 
 def test_an_interval_holds_its_score_and_narrows_with_pictures() -> None:
@@ -34,11 +34,3 @@ def test_a_paired_difference_sees_through_hard_pictures() -> None:
     assert gain.low == pytest.approx(0.1) == gain.high
     assert theirs == bootstrap(hard, [1] * 100, seed=0)
     assert ours.low == pytest.approx(theirs.low + 0.1)
-
-
-def test_spread_over_seeds_is_the_sample_deviation() -> None:
-    spread = across_seeds([0.7, 0.8, 0.9])
-    assert (spread.mean, spread.std, spread.num_seeds) == (pytest.approx(0.8), pytest.approx(0.1), 3)
-    assert across_seeds([0.5]).std is None
-    with pytest.raises(ValueError, match="no scores"):
-        across_seeds([])

@@ -36,7 +36,7 @@ def session() -> Session:
 
 
 @pytest.mark.parametrize("settings", [Settings(max_new_tokens=10), SAMPLED, replace(PUBLISHED, max_new_tokens=10)])
-@pytest.mark.parametrize("batch_size", [64, 4])
+@pytest.mark.parametrize("batch_size", [pytest.param(64, marks=pytest.mark.slow), 4])
 def test_answers_of_a_ragged_batch_are_those_given_one_by_one(
     session: Session, settings: Settings, batch_size: int
 ) -> None:

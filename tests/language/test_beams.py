@@ -33,7 +33,7 @@ def prompts(decoder: Decoder) -> list[Tensor]:
 
 
 @torch.no_grad()
-def published(decoder: Decoder, prompt: Tensor, beams: int, budget: int, eos: list[int]) -> list[int]:
+def published(decoder: Decoder, prompt: Tensor, beams: int, budget: int, eos: list[int], min_new: int = 0) -> list[int]:
     """transformers' answer, without the end."""
     config = copy.deepcopy(decoder.config)
     config._attn_implementation = "eager"
@@ -41,7 +41,7 @@ def published(decoder: Decoder, prompt: Tensor, beams: int, budget: int, eos: li
     model.load_state_dict(decoder.state_dict())
     ids = model.generate(
         inputs_embeds=prompt[None], num_beams=beams, max_new_tokens=budget, do_sample=False, eos_token_id=eos,
-        pad_token_id=0, attention_mask=torch.ones(1, len(prompt)),
+        pad_token_id=0, attention_mask=torch.ones(1, len(prompt)), min_new_tokens=min_new,
     )[0].tolist()  # fmt: skip
     ends = [place for place, token in enumerate(ids) if token in eos]
     return ids[: ends[0]] if ends else ids
@@ -68,6 +68,13 @@ def test_ragged_prompts_get_the_ids_that_transformers_finds_for_each_alone(
         assert any(len(ids) < 12 for ids in found), "no answer ended: the case shows nothing"
 
 
+def test_no_hypothesis_ends_before_the_shortest_length(decoder: Decoder, prompts: list[Tensor]) -> None:
+    eos = sorted({token for ids in ours(decoder, prompts[:2], 3, [8] * 2, []) for token in ids})
+    short, found = (ours(decoder, prompts[:2], 3, [8] * 2, [[token] for token in eos], min_new=n) for n in (0, 5))
+    assert found == [published(decoder, prompt, 3, 8, eos, min_new=5) for prompt in prompts[:2]]
+    assert min(map(len, short)) < 5 <= min(map(len, found)) < 8
+
+
 @torch.no_grad()
 def score(decoder: Decoder, prompt: Tensor, ids: list[int]) -> float:
     """Mean log-probability of an answer, by one forward over all of it."""
@@ -75,6 +82,12 @@ def score(decoder: Decoder, prompt: Tensor, ids: list[int]) -> float:
     hidden = decoder(embeds, torch.arange(embeds.shape[1])[None])
     told = decoder.head(hidden)[0, len(prompt) - 1 : -1].log_softmax(-1)
     return float(told.gather(1, torch.tensor(ids)[:, None]).mean())
+
+
+def test_logits_that_are_no_numbers_are_one_line_of_error(decoder: Decoder, prompts: list[Tensor]) -> None:
+    broken = [prompts[0], torch.full_like(prompts[1], torch.nan)]
+    with pytest.raises(ValueError, match=r"logits are not numbers \(NaN\)"), torch.no_grad():
+        ours(decoder, broken, 3, [4, 4], [[5]])
 
 
 def test_more_beams_find_answers_that_are_more_probable_than_the_greedy_one(

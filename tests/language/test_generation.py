@@ -75,6 +75,7 @@ def full_logits(decoder: Decoder, ids: list[int]) -> Tensor:
     return decoder.head(decoder(x, torch.arange(len(ids))[None])[0, -1])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_long_ragged_batch_equals_recomputing_every_sequence_from_scratch(decoder: Decoder) -> None:
     generator = torch.Generator().manual_seed(2)
@@ -125,6 +126,40 @@ def test_the_cache_gives_the_logits_of_a_full_pass_while_it_grows_and_shrinks(de
             for n, row in enumerate(rows):
                 expected = full_logits(decoder, sequences[row])
                 assert (decoder.head(hidden[n, 0]) - expected).abs().max() < 1e-4
+
+
+def greedy_by_definition(
+    decoder: Decoder, prompt: list[int], budget: int, stops: list[list[int]], min_new: int
+) -> list[int]:
+    """The most probable token of those that end no answer too early, one after the other."""
+    output: list[int] = []
+    while len(output) < budget:
+        for token in full_logits(decoder, prompt + output).argsort(descending=True).tolist():
+            longer = [*output, token]
+            ended = [longer[: -len(stop)] for stop in stops if longer[-len(stop) :] == stop]
+            if all(len(kept) >= min_new for kept in ended):
+                break
+        output = longer
+        if ended:
+            return min(ended, key=len)
+    return output
+
+
+@pytest.mark.parametrize("min_new", [1, 3])
+@torch.no_grad()
+def test_no_stop_ends_an_answer_before_its_shortest_length(decoder: Decoder, min_new: int) -> None:
+    prompts = [[3, 4], [5, 6, 7, 8]]
+    free = [greedy_by_definition(decoder, prompt, 6, [], 0) for prompt in prompts]
+    for stop in ([[free[0][0]], [free[1][2]]], [free[0][:2], free[1][1:4]], [[free[0][3]], free[1][:1]]):
+        decoding = Decoding(
+            decoder, decoder.embed(torch.tensor([prompts[0] + prompts[1]])), [2, 4], budgets=[6, 6], stop=stop,
+            sampling=Sampling(min_new=min_new), generators=[torch.Generator()] * 2,
+        )  # fmt: skip
+        told = decoding.run()
+        assert told == [greedy_by_definition(decoder, prompt, 6, stop, min_new) for prompt in prompts]
+        assert (told != free or min_new == 3) and all(len(output) >= min_new for output in told)
+    with pytest.raises(ValueError, match="min_new_tokens=-1: give 0"):
+        Sampling(min_new=-1)
 
 
 def test_an_empty_stop_sequence_is_refused(decoder: Decoder) -> None:

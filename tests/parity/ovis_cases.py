@@ -132,6 +132,7 @@ class Case:
             "version": self.version,
             "chat_format": self.tokenizer.name,
             "max_tokens": self.config["multimodal_max_length"],
+            "adaptive": self.config["visual_tokenizer_config"].get("hd_booster") == "s2wrapper-adaptive",
             **self.model.layout,
         }
         return OvisProcessor(**(settings | changes))

@@ -60,6 +60,12 @@ def tokenizer_of(folder: Path) -> SentencePieceTokenizer:
     return load_tokenizer(next(path for above in (folder, *folder.parents) for path in sorted(above.glob("*.model"))))
 
 
+def data_folder(folder: Path, image: str) -> Path:
+    """Where a model case's pictures are: the folder named like the model's, otherwise a sibling that has them."""
+    named = folder.with_name(folder.name.replace("model", "data"))
+    return next(p for p in (named, *sorted(folder.parent.iterdir())) if (p / image).is_file())
+
+
 def stop_ids(tokenizer: SentencePieceTokenizer, *symbols: str) -> list[list[int]]:
     """EOS and the token sequences a stop symbol may take."""
     stops = [[tokenizer.eos_id]]

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from bestiary.schema import IGNORE, Example, Sample, Slot, Turn
+from bestiary.schema import IGNORE, IMAGE_TAG, Example, Sample, Slot, Turn
 from bestiary.text.qwen_tokenizer import QwenTokenizer
 from bestiary.text.tokenizer import load_tokenizer
 from bestiary.variants.monkey.chat import chat_context
 from bestiary.variants.monkey.processor import VERBATIM, MonkeyProcessor
 from bestiary.variants.monkey.resampler import sincos_table
-from bestiary.variants.monkey.tags import boxes_of, split_at_pictures, write_box
+from bestiary.variants.monkey.tags import boxes_of, numbered_pictures, split_at_pictures, write_box
 from bestiary.variants.monkey.vit import resize_table
 from bestiary.variants.monkey.windows import overview, windows
 from bestiary.vision.encoders import normalise
@@ -189,7 +189,7 @@ def test_chat_contexts_and_boxes_are_the_published_ones(case: Path, tokenizer: Q
     special = golden["special_ids"]
     for told in golden["chatml"]:
         text, ids = chat_context(
-            tokenizer, told["query"], history=[(q, a) for q, a in told["history"]], system=told["system"]
+            tokenizer.encode, told["query"], history=[(q, a) for q, a in told["history"]], system=told["system"]
         )
         assert text == told["raw_text"]
         assert _without_paths(ids, special) == _without_paths(told["ids"], special)
@@ -197,9 +197,12 @@ def test_chat_contexts_and_boxes_are_the_published_ones(case: Path, tokenizer: Q
         found = [{"box": list(b.box)} | ({"ref": b.ref} if b.ref is not None else {}) for b in boxes_of(told["text"])]
         assert found == told["boxes"]
     for told in golden["from_list_format"]:
-        for part in told["list"]:
-            if "ref" in part:
-                assert write_box(part["ref"], part["box"]) in told["text"]
+        written = {"text": lambda part: part["text"], "ref": lambda part: write_box(part["ref"], part["box"])}
+        kinds = [next((kind for kind in written if kind in part), "image") for part in told["list"]]
+        pictures = numbered_pictures(kinds.count("image")).split("Picture")[1:]
+        ours = [f"Picture{pictures.pop(0)}" if kind == "image" else written[kind](part)
+                for kind, part in zip(kinds, told["list"], strict=True)]  # fmt: skip
+        assert "".join(ours) == IMAGE_TAG.join(split_at_pictures(told["text"]))
 
 
 def _without_paths(ids: Sequence[int], special: Mapping[str, int]) -> list[int]:

@@ -24,8 +24,9 @@ from bestiary.variants.ovis.formatters import (
     published_format,
 )
 from bestiary.variants.ovis.model import build_ovis
-from bestiary.variants.ovis.module import tau_at_step, whole_warmup
+from bestiary.variants.ovis.module import whole_warmup
 from bestiary.variants.ovis.processor import QUIRKS, OvisProcessor
+from bestiary.variants.ovis.temperature import tau_at_step
 from bestiary.variants.ovis.visual_tokenizer import HALF
 from bestiary.variants.ovis.weights import manifest
 from bestiary.vision.encoders import CLIP_MEAN, CLIP_STD, channels

@@ -18,6 +18,7 @@ from bestiary.variants.sphinx_v.processor import SphinxVProcessor
 from bestiary.vision.encoders import normalise
 from bestiary.vision.geometry import click_boxes, jitter_box, pixels_to_original, stroke_boxes
 from tests.parity.cases import cases, has, read_json
+from tests.parity.sphinx_examples import data_folder
 
 PROMPTS = cases("sphinxv", has("prompt_transform.json", "tokenizer.model"))
 JITTERS = cases("sphinxv", has("box_noise.json"))
@@ -212,9 +213,8 @@ def test_a_long_item_is_cut_as_published(case: Path) -> None:
 @pytest.mark.parametrize("case", ANSWERS)
 def test_prompts_of_the_published_demo_are_read(case: Path) -> None:
     golden = read_json(case / "generate_response.json")
-    folders = [case, *(p.values[0] for p in ITEMS)]
     for entry in golden["cases"]:
-        file = next(f / entry["image"] for f in folders if (f / entry["image"]).is_file())
+        file = data_folder(case, entry["image"]) / entry["image"]
         texts = [text for pair in entry["qas"] for text in pair if text is not None]
         turns = tuple(Turn("assistant" if k % 2 else "human", text) for k, text in enumerate(texts))
         regions = _regions(entry["vps"], *Image.open(file).size)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bestiary.saved_weights import CheckpointError
+from bestiary.saved_weights import CheckpointError, open_weights
 from bestiary.training import checkpoints
 from bestiary.training.checkpoints import TrainState, newest, read, rng_states, set_rng_states
 from bestiary.training.report import Totals
@@ -104,6 +104,38 @@ def test_a_manifest_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="incomplete"):
         read(folder)
     assert newest(tmp_path) is None and newest(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("tied", {"b": 3}), ("tied", {"b": "gone"}), ("identity", []), ("step", "2"), ("absent", None), ("format", 9)],
+)
+def test_a_state_that_was_made_by_hand_is_one_line_whatever_its_hashes_say(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    folder = put(tmp_path, 1)
+    told = json.loads((folder / "state.json").read_text())
+    _sealed_again(folder, json.dumps({**told, key: value}))
+    with pytest.raises(CheckpointError, match="take another checkpoint") as error:
+        open_weights(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"format": 1}', '{"format": 1, "lanes": {"a": 1}, "totals": 3}'])
+def test_a_state_that_is_no_state_is_one_line_for_every_reader(tmp_path: Path, text: str) -> None:
+    folder = put(tmp_path, 1)
+    _sealed_again(folder, text)
+    for reads in (open_weights, read):
+        with pytest.raises(CheckpointError, match=r"state\.json") as error:
+            reads(folder)
+        assert "\n" not in str(error.value)
+    assert newest(tmp_path) is None
+
+
+def _sealed_again(folder: Path, state: str) -> None:
+    (folder / "MANIFEST.json").unlink()
+    (folder / "state.json").write_text(state)
+    checkpoints.seal(folder, 1)
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:

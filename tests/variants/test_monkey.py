@@ -143,6 +143,29 @@ def test_what_is_frozen_in_front_of_the_adapters_is_not_recorded() -> None:
     }
 
 
+@pytest.mark.parametrize("image_px", [[16, 24], [8, 8]])
+def test_a_backward_pass_without_the_global_view_gives_the_adapters_the_same_gradients(image_px: Any) -> None:
+    vision = eye(tiny(image_px)).eval()
+    for parameter in vision.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    found = []
+    for learned in ("", "_lora."):
+        vision.requires_grad_(False)
+        for name, parameter in vision.named_parameters():
+            parameter.grad = None
+            parameter.requires_grad_(learned in name)
+        assert vision.vit.only_windows_learn() == bool(learned)
+        rows = vision(torch.rand(2, 3, *image_px, generator=torch.Generator().manual_seed(0)))
+        rows.square().sum().backward()
+        found.append((rows.detach(), [p.grad for n, p in vision.named_parameters() if "_lora." in n]))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-5)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert one is not None and other is not None and (one - other).norm() <= 1e-4 * max(one.norm(), 1e-3)
+    with torch.no_grad():
+        assert not vision.vit.only_windows_learn()
+
+
 @pytest.mark.slow
 def test_weights_of_another_grid_are_refused_and_weights_without_adapters_leave_them_as_they_are() -> None:
     state = weights.to_reference(tiny([16, 24]).state_dict())

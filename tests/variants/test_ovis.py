@@ -16,7 +16,7 @@ from bestiary.config import Optimizer, Schedule, Stage
 from bestiary.mllm import MultimodalLM
 from bestiary.schema import IGNORE, Example, Region, Sample, SampleError, SampleTooLongError, Slot, Turn
 from bestiary.variants.ovis.model import build_ovis, redraw_layers
-from bestiary.variants.ovis.module import OvisModule
+from bestiary.variants.ovis.module import OvisModule, whole_warmup
 from bestiary.variants.ovis.processor import OvisProcessor
 from bestiary.variants.ovis.visual_tokenizer import OvisVision
 from bestiary.vision.image import image_size
@@ -265,10 +265,22 @@ def test_the_module_anneals_tau_warms_up_in_whole_steps_and_redraws_once() -> No
     )
     module = OvisModule(model, stage, redraw_from=2)
     assert not torch.equal(model.get_parameter(layer), before)
+    drawn = model.get_parameter(layer).detach().clone()
+    OvisModule(model, stage, redraw_from=2, seed=1)
+    assert not torch.equal(model.get_parameter(layer), drawn), "the run's seed draws them"
     assert [module.temperature(0), module.temperature(57)] == pytest.approx([5.0, 0.05])
     assert [module.learning_rate(step) for step in (0, 3, 6)] == pytest.approx([0.0, 0.5, 1.0])
+    assert whole_warmup(0.1, 52) * 52 == pytest.approx(6), "5.2 steps are rounded up"
     with pytest.raises(ValueError, match="min_tau"):
         OvisModule(model, stage, min_tau=0.0)
+    with pytest.raises(ValueError, match=r"max_tau=3.0.*only tokenize=gumbel_argmax has a temperature"):
+        OvisModule(tiny("1.0"), stage, max_tau=3.0)
+
+
+def test_the_one_picture_of_a_sample_is_cut_into_more_tiles_than_one_of_several() -> None:
+    made_by = processor(tiny(), max_partition=9, max_partition_many=1)
+    assert len(made_by(sample("<image>", WIDE)).pixels) > 1
+    assert len(made_by(sample("<image><image>", WIDE, WIDE)).pixels) == 2
 
 
 def test_gumbel_words_have_noise_in_training_alone() -> None:
@@ -282,6 +294,12 @@ def test_gumbel_words_have_noise_in_training_alone() -> None:
     assert torch.equal(model.vision(pixels), first)
     model.vision.eval()
     assert torch.equal(model.vision(pixels), model.vision(pixels))
+    with torch.no_grad():
+        published = tiny("1.0", tokenize="gumbel_argmax", tau=5.0, noisy_eval=True).eval().vision
+        assert published is not None
+        assert not torch.equal(published(pixels), published(pixels)), "the published code draws noise always"
+    with pytest.raises(ValueError, match="noisy_eval: only tokenize=gumbel_argmax draws noise, not softmax"):
+        tiny("1.0", noisy_eval=True)
 
 
 @torch.no_grad()

@@ -135,7 +135,7 @@ def test_usage_counts_what_training_chooses_without_changing_it(tokenize: str) -
     mean = expected.mean(0)
     assert told["words/perplexity"] == pytest.approx(math.exp(-float((mean * mean.log()).sum())), rel=1e-5)
     assert told["words/entropy"] == pytest.approx(-float((expected * expected.log()).sum(-1).mean()), rel=1e-5)
-    model.eval()(batch)
+    model.eval()(collate_rows([[processor(model, "1.0")(sample("<image>", TALL))]]))
     assert vision.usage.numbers(expected.shape[1], expected.device, summed) == told, "evaluation does not count"
 
 
@@ -182,9 +182,11 @@ class _Pictures(TinyData):
         return [self.made[(2 * step + lane) % len(self.made)]]
 
 
-def trained(path: Path, *, resume: bool = False, breaks_at: int = -1) -> tuple[OvisModule, list[dict[str, Any]]]:
+def trained(
+    path: Path, *, resume: bool = False, breaks_at: int = -1, tokenize: str = "softmax"
+) -> tuple[OvisModule, list[dict[str, Any]]]:
     """A run of five steps, and its metrics without their times."""
-    model = tiny("1.0")
+    model = tiny("1.0", tokenize=tokenize)
     stage = tiny_stage(freeze=[], max_steps=5, batch_size=2, checkpoint_every=1, log_every=2)
     run, checkpoint = open_run(path, resume=resume, stage=stage.name, config="a: 1\n", resolved="a: 1\n")
     module = OvisModule(model, stage, seed=3, sources=SOURCES, domains=DOMAINS)
@@ -192,6 +194,12 @@ def trained(path: Path, *, resume: bool = False, breaks_at: int = -1) -> tuple[O
     fit(module, data, run=run, cluster=Cluster(threads=1), checkpoint=checkpoint)
     kept = ("step", "loss", "measured")
     return module, [{k: line[k] for k in kept if k in line} for line in RunDir(path).metrics.read()]
+
+
+@pytest.mark.slow
+def test_gumbel_words_are_trained_at_the_temperature_of_their_step(tmp_path: Path) -> None:
+    module, _ = trained(tmp_path / "run", tokenize="gumbel_argmax")
+    assert module.vision.tau == pytest.approx(5.0 - (5.0 - 0.05) * 4 / 5), "that of the last of five steps"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 
 from bestiary.schema import IGNORE, Example, RegionKind, RegionRows, Slot
 from bestiary.variants.sphinx_v.model import build_sphinx_v
-from bestiary.variants.sphinx_v.prompt_encoder import SAM_NAMES, PromptEncoder, PromptRows, reference_rows
+from bestiary.variants.sphinx_v.prompt_encoder import PromptEncoder, PromptRows, reference_rows
 from bestiary.variants.sphinx_v.weights import load_reference, to_reference
 from data_modules.collate import collate_rows
 from tests.variants.sphinx_tiny import DECODER, VISION
@@ -91,17 +91,6 @@ def test_autocast_does_not_round_the_phases() -> None:
 def test_the_fourier_matrix_never_trains() -> None:
     frozen = [name for name, p in prompt_rows().named_parameters() if not p.requires_grad]
     assert frozen == ["encoder.gaussian"]
-
-
-def test_sam_fills_the_parts_it_shares_and_other_widths_are_refused() -> None:
-    encoder = PromptEncoder(8)
-    sam = {name: torch.rand_like(dict(encoder.named_parameters())[ours]) for name, ours in SAM_NAMES.items()}
-    assert encoder.init_from_sam({**sam, "image_encoder.pos_embed": torch.zeros(1)}) == list(SAM_NAMES.values())
-    assert torch.equal(encoder.gaussian, sam["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"])
-    with pytest.raises(ValueError, match="lacks"):
-        encoder.init_from_sam({"prompt_encoder.no_mask_embed.weight": torch.zeros(1, 8)})
-    with pytest.raises(ValueError, match="SAM's width"):
-        PromptEncoder(4).init_from_sam(sam)
 
 
 def test_an_odd_prompt_width_is_refused() -> None:

@@ -40,12 +40,25 @@ def _publish(folder: Path, kind: str, *, shards: int = 2) -> Tensors:
         else:
             torch.save(part, folder / file)
     if shards > 1:
-        told = {"weight_map": placed, "metadata": {"total_size": 1}}
+        told = {"weight_map": placed, "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())}}
         (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(told, indent=3))
     (folder / "config.json").write_text('{"model_type": "x"}')
     (folder / "preprocessor_config.json").write_text("{}")
     (folder / "vocab.txt").write_text("a\nb")
     return tensors
+
+
+def test_an_index_that_tells_of_other_bytes_is_refused(tmp_path: Path) -> None:
+    _publish(tmp_path / "in", "safetensors")
+    index = tmp_path / "in" / "model.safetensors.index.json"
+    told = json.loads(index.read_text())
+    told["metadata"]["total_size"] += 2
+    index.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"index\.json says metadata\.total_size \d+, but its shards hold \d+ bytes"):
+        HfFolder(tmp_path / "in")
+    del told["metadata"]
+    index.write_text(json.dumps(told))
+    assert HfFolder(tmp_path / "in").shapes
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])

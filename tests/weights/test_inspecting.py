@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bestiary.cli import main
 from bestiary.weights.importing import Asked, import_weights
 from bestiary.weights.inspecting import inspect
 from tests.weights import making
@@ -43,6 +44,18 @@ def test_a_share_is_never_rounded_up_to_all(tmp_path: Path) -> None:
     lines = dict(found.lines)
     assert lines["mapped"].startswith("95.45 % of 22 names: 17 matched, 4 converted, 0 missing, 1 unexpected")
     assert lines["unexpected"] == "first llma.odd"
+    assert found.lost == 1
+
+
+def test_less_than_all_is_an_error_and_tables_that_a_model_computes_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, code in (("llma.odd", 1), ("llma.rope.freqs", 0)):
+        folder = making.publish(tmp_path / name, making.llama() | {name: torch.ones(1)})
+        assert main(["weights", "inspect", str(folder)]) == code
+        told = capsys.readouterr()
+        assert "95.45 % of 22 names" in told.out
+        assert told.err == (f"error: {folder}: 1 names are missing, unexpected or of another shape or cut\n" * code)
 
 
 def test_a_delta_is_told_by_its_names(tmp_path: Path) -> None:

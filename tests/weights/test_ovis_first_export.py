@@ -17,7 +17,8 @@ from bestiary.inference import Session
 from bestiary.mllm import MultimodalLM
 from bestiary.saved_run import load_named
 from bestiary.training.checkpoints import TrainState, write
-from bestiary.weights.exporting import export_weights
+from bestiary.variants.ovis import config_json
+from bestiary.weights.exporting import export_weights, first_export
 from bestiary.weights.importing import Asked, import_weights
 from tests.variants.test_ovis import TOKENIZER, picture, processor, tiny
 
@@ -93,6 +94,29 @@ def test_a_trained_run_takes_the_files_of_the_import_it_began_as(tmp_path: Path)
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(tensors["vte.weight"], model.state_dict()["vision.table.weight"])
     assert (tmp_path / "out" / "config.json").read_bytes() == (tmp_path / "hf" / "config.json").read_bytes()
+
+
+def told_of(folder: Path) -> dict[str, Any]:
+    """config.json as an export writes it, its layout asked alone."""
+    made = first_export(folder, step=3)
+    assert made is not None
+    told: dict[str, Any] = json.loads(made[1].texts["config.json"])
+    return told
+
+
+def test_an_export_tells_the_temperature_of_the_last_step_and_the_version_of_a_clip(tmp_path: Path) -> None:
+    run_of(tmp_path / "gumbel", "1.0", tokenize="gumbel_argmax")
+    run = OmegaConf.load(tmp_path / "gumbel" / "config.resolved.yaml")
+    run.stage.max_steps, run.model.module.max_tau = 4, 9.0
+    OmegaConf.save(run, tmp_path / "gumbel" / "config.resolved.yaml")
+    told = told_of(tmp_path / "gumbel")
+    assert told["visual_tokenizer_config"]["tau"] == pytest.approx(9 - (9 - 0.05) * 2 / 4)
+    assert (config_json.version_of(told), config_json.VERSION in told) == ("1.0", False)
+    run.model.processor.version = "1.5"
+    OmegaConf.save(run, tmp_path / "gumbel" / "config.resolved.yaml")
+    assert config_json.version_of(told_of(tmp_path / "gumbel")) == "1.5"
+    with pytest.raises(ValueError, match=r"version='1\.7' of Ovis is unknown"):
+        config_json.version_of(told | {config_json.VERSION: "1.7"})
 
 
 def test_a_baseline_without_visual_words_has_no_published_layout(tmp_path: Path) -> None:

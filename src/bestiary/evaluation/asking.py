@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,7 +42,12 @@ DECODINGS = {
 
 
 def check_counts(
-    *, max_samples: int = 0, panel_pictures: int = 0, batch_size: int = 1, max_new_tokens: int = 1
+    *,
+    max_samples: int = 0,
+    panel_pictures: int = 0,
+    batch_size: int = 1,
+    max_new_tokens: int = 1,
+    min_new_tokens: int = 0,
 ) -> None:
     """ValueError for numbers of a benchmark that count nothing."""
     if max_samples < 0 or panel_pictures < 0 or batch_size < 1 or max_new_tokens < 1:
@@ -50,6 +55,8 @@ def check_counts(
             f"max_samples={max_samples}, panel_pictures={panel_pictures} must be >= 0 and "
             f"batch_size={batch_size}, max_new_tokens={max_new_tokens} >= 1"
         )
+    if not 0 <= min_new_tokens <= max_new_tokens:
+        raise ValueError(f"min_new_tokens={min_new_tokens} must be from 0 to max_new_tokens={max_new_tokens}")
 
 
 def decoding_named(name: str) -> Decoding:
@@ -94,13 +101,16 @@ def answers(
     max_new_tokens: int,
     decoding: Decoding = GREEDY,
     answer_start: str = "",
+    min_new_tokens: int = 0,
 ) -> list[str]:
     """The answer to each sample's first question, in order of the samples.
 
     answer_start: the answer's first words, which the model goes on from; they are not part of what is returned.
+    min_new_tokens: nothing ends an answer before it has so many.
     """
     stop = processor.stop_sequences()
     start_words = {"answer_start": answer_start} if answer_start else {}
+    shortest: dict[str, Any] = {"min_new_tokens": min_new_tokens} if min_new_tokens else {}
     texts: list[str] = []
     with _evaluating(model):
         for start in range(0, len(samples), batch_size):
@@ -113,6 +123,7 @@ def answers(
                 top_p=decoding.top_p,
                 stop=stop,
                 seed=decoding.seed,
+                **shortest,
             )
             assert len(ids) == len(examples), f"{len(ids)} answers to {len(examples)} prompts from generate()"
             texts += [decoding.cut(processor.decode(answer)) for answer in ids]

@@ -70,6 +70,7 @@ class QuestionBenchmark:
         prompt: str = "{}",
         answer_start: str = "",
         max_new_tokens: int = 10,
+        min_new_tokens: int = 0,
         category: str = "task",
         answers_file: str | None = None,
         decoding: str = "greedy",
@@ -83,16 +84,18 @@ class QuestionBenchmark:
         """Keeps the arguments.
 
         sources: globs of the names in `data.heldout`; empty = all. prompt: what is asked, `{}` standing for the
-        question. answer_start: see `schema.Processor.prompt`. category: the field of a sample's meta that scores are
-        broken down by. answers_file: the set's official answers (`questions.read_truths`). decoding: greedy |
-        reference. reference_quirks: score as SPHINX's published evaluation (see the rule). control: ask about another
-        picture too. max_samples: pictures with all their questions, an even draw over the domains; 0 = all.
+        question. answer_start: see `schema.Processor.prompt`. min_new_tokens: see `MultimodalLM.generate`. category:
+        the field of a sample's meta that scores are broken down by. answers_file: the set's official answers
+        (`questions.read_truths`). decoding: greedy | reference. reference_quirks: score as the published evaluation
+        (see the rule). control: ask about another picture too. max_samples: pictures with all their questions, an even
+        draw over the domains; 0 = all.
         """
         check_counts(
             max_samples=max_samples,
             panel_pictures=panel_pictures,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
         )
         if "{}" not in prompt:
             raise ValueError(f"prompt={prompt!r} has no {{}} where the question goes")
@@ -102,6 +105,7 @@ class QuestionBenchmark:
         self.prompt = prompt
         self.answer_start = answer_start
         self.max_new_tokens = max_new_tokens
+        self.min_new_tokens = min_new_tokens
         self.category = category
         self.answers_file = answers_file
         self.decoding = decoding
@@ -169,6 +173,7 @@ class QuestionBenchmark:
                 max_new_tokens=self.max_new_tokens,
                 decoding=self._decoding,
                 answer_start=self.answer_start,
+                min_new_tokens=self.min_new_tokens,
             )
             places = {place: rank for rank, place in enumerate(order)}
             return (said[places[i]] for i in range(len(asked)))

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 
 from bestiary.evaluation.questions import Answered, Question, mean_metric
 from bestiary.evaluation.report import Metric
-from bestiary.evaluation.short_answers import anls, exact_match, relaxed_match, vqa_score, vqa_text
+from bestiary.evaluation.short_answers import (
+    RelativeTo,
+    anls,
+    contains,
+    exact_match,
+    gqa_words,
+    relaxed_match,
+    vqa_score,
+    vqa_text,
+)
 from bestiary.schema import SampleError
 
 LETTERS = "ABCDE"
@@ -113,9 +122,13 @@ class VqaAccuracy:
 
 @dataclass(frozen=True)
 class RelaxedAccuracy:
-    """A number within `tolerance` of a truth, or the same text but for letter case (ChartQA). Quirks: none."""
+    """A number within `tolerance` of a truth, or the same text but for letter case (ChartQA). Quirks: none.
+
+    relative_to: of what the tolerance is a share, "truth" or "answer" (see `relaxed_match`).
+    """
 
     tolerance: float = 0.05
+    relative_to: RelativeTo = "truth"
 
     def gold(self, question: Question) -> str:
         """The first truth."""
@@ -123,7 +136,7 @@ class RelaxedAccuracy:
 
     def score(self, question: Question, answer: str, *, quirks: bool) -> float:
         """1 or 0."""
-        return float(relaxed_match(answer, question.truths, tolerance=self.tolerance))
+        return float(relaxed_match(answer, question.truths, tolerance=self.tolerance, relative_to=self.relative_to))
 
     def metrics(self, items: Sequence[Answered], *, seed: int, quirks: bool) -> dict[str, Metric]:
         """`relaxed_accuracy`."""
@@ -132,6 +145,39 @@ class RelaxedAccuracy:
     def notes(self, items: Sequence[Answered]) -> list[str]:
         """None."""
         return []
+
+
+@dataclass(frozen=True)
+class Containment:
+    """A truth is part of the answer, which loses its periods first (`accuracy` of Monkey's evaluation). Quirks: none.
+
+    It is generous: `cat` is in `concatenate`, and a number in a longer one. `ExactMatch` is the honest rule beside it.
+    reduced: the answer is cut down first as Monkey's evaluation does for GQA (`gqa_words`).
+    """
+
+    reduced: bool = False
+
+    def gold(self, question: Question) -> str:
+        """The first truth."""
+        return _first(question)
+
+    def score(self, question: Question, answer: str, *, quirks: bool) -> float:
+        """1 or 0."""
+        said = gqa_words(answer) if self.reduced else answer
+        return float(any(contains(said, truth) for truth in question.truths))
+
+    def metrics(self, items: Sequence[Answered], *, seed: int, quirks: bool) -> dict[str, Metric]:
+        """`containment`."""
+        return {"containment": mean_metric(items, lambda q, a: self.score(q, a, quirks=quirks), seed=seed)}
+
+    def notes(self, items: Sequence[Answered]) -> list[str]:
+        """How many truths hold a period, so that no answer contains them."""
+        lost = sum(all("." in truth.strip() for truth in item.question.truths) for item in items)
+        return (
+            [f"{lost} of {len(items)} questions have truths with a period alone, which no answer contains"]
+            if lost
+            else []
+        )
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from bestiary.evaluation.scorers import is_exact
+
+RelativeTo = Literal["truth", "answer"]
+RELATIVE_TO = get_args(RelativeTo)
 
 # Words that VQA's normalisation writes with their apostrophe, whatever single one was forgotten (visualqa.org).
 _CONTRACTIONS = """
@@ -68,19 +72,28 @@ def gqa_words(answer: str) -> str:
     return text.split(" of")[0].strip()
 
 
-def relaxed_match(answer: str, truths: Sequence[str], *, tolerance: float = 0.05) -> bool:
+def relaxed_match(
+    answer: str, truths: Sequence[str], *, tolerance: float = 0.05, relative_to: RelativeTo = "truth"
+) -> bool:
     """ChartQA's rule: a number within 5 % of one of the truths, or the same text but for letter case.
 
     `45%` is the number 0.45; a truth of 0 and numbers with thousands separators are compared as text.
+    relative_to: "answer" takes 5 % of the answer, and compares an answer of 0 as text, which is what Monkey's published
+        evaluation scores: it hands the two over in the other order (so 12.61 is within 5 % of 12).
     """
-    return any(_is_near(answer.strip(), truth, tolerance) for truth in truths)
+    if relative_to not in RELATIVE_TO:
+        raise ValueError(f"relative_to={relative_to!r} is unknown; choose one of {', '.join(RELATIVE_TO)}")
+    said = answer.strip()
+    pairs = [(said, truth) if relative_to == "truth" else (truth, said) for truth in truths]
+    return any(_is_near(text, whole, tolerance) for text, whole in pairs)
 
 
-def _is_near(answer: str, truth: str, tolerance: float) -> bool:
-    ours, true = _number(answer), _number(truth)
-    if ours is not None and true:
-        return abs(ours - true) / abs(true) <= tolerance
-    return answer.lower() == truth.lower()
+def _is_near(text: str, whole: str, tolerance: float) -> bool:
+    """Whether a number is within a share of the whole, or the texts are the same."""
+    number, of = _number(text), _number(whole)
+    if number is not None and of:
+        return abs(number - of) / abs(of) <= tolerance
+    return text.lower() == whole.lower()
 
 
 def _number(text: str) -> float | None:

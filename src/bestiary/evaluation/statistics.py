@@ -1,4 +1,4 @@
-"""Uncertainty of scores: bootstrap intervals over pictures, paired differences, spread over seeds.
+"""Uncertainty of scores: bootstrap intervals over pictures, paired differences.
 
 Regions of one picture are not independent, so whole pictures are drawn, never single regions. A score is a ratio of
 sums (correct regions over regions), and every resample is such a ratio: means of means never appear.
@@ -6,7 +6,6 @@ sums (correct regions over regions), and every resample is such a ratio: means o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,15 +26,6 @@ class Interval:
 
     low: float
     high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Scores of several seeds: mean, sample standard deviation (None for a single one), count."""
-
-    mean: float
-    std: float | None
-    num_seeds: int
 
 
 def bootstrap(
@@ -92,16 +82,6 @@ def total_bootstrap(
     if theirs is None:
         return first, None, None
     return first, _percentiles(totals[:, 1], level), _percentiles(totals[:, 0] - totals[:, 1], level)
-
-
-def across_seeds(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation of one score over runs that differ in their seed only."""
-    if not values:
-        raise ValueError("no scores to average; pass one value per seed")
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return Spread(mean, None, 1)
-    return Spread(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)), len(values))
 
 
 def _ratios(columns: Sequence[Sequence[float]], counts: Sequence[float], *, seed: int, resamples: int) -> np.ndarray:

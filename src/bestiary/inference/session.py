@@ -23,6 +23,7 @@ from bestiary.schema import Example, Processor, Region, Sample, SampleError, Sam
 
 Exchange = tuple[str, str]
 """A question and its answer."""
+Decode = Callable[[list[int]], str]
 
 _KEY = "session"
 """Of every sample: what is drawn depends on the key, and must not on the place in a batch."""
@@ -35,6 +36,8 @@ class Settings:
     temperature: 0 takes the most probable token. top_p: see `generation.Sampling`. stop: texts that end an answer,
     beside the model's own end; the answer is what stands before them. seed: of what is drawn above temperature 0.
     num_beams: above 1, the best of so many hypotheses (`language.beams`); such an answer comes whole, not as a stream.
+    places: answers keep the tags of names and places, where a model has such (Monkey: `<ref>`, `<box>`; read them with
+    `variants.monkey.tags.boxes_of`).
 
     Only these count: a published folder's generation_config.json (which samples, for some Ovis) changes nothing.
     """
@@ -45,6 +48,7 @@ class Settings:
     stop: tuple[str, ...] = ()
     seed: int = 0
     num_beams: int = 1
+    places: bool = False
 
     def __post_init__(self) -> None:
         check_beams(self.num_beams, self.temperature)
@@ -114,7 +118,7 @@ class Session:
         path: a folder that `bestiary weights import` made (read at once, without a second copy), a published folder
             with its files as published, or a safetensors file of ours.
         model: a name in conf/model, whose yaml says what no tensor shows (heads, views), or the path of a yaml with a
-            model node; None takes the model.yaml that an import of Ovis wrote.
+            model node; None takes the model.yaml that an import of Ovis or Monkey wrote.
         scale, overrides: of that name, as on train.py's command line (`["decoder=llama2_7b"]`).
         """
         found = load_named(Path(path), model=model, scale=scale, overrides=overrides, device=device, dtype=dtype)
@@ -152,6 +156,7 @@ class Session:
     ) -> list[str]:
         """The answers to several questions, each as it would be alone; batch_size: most of them at a time."""
         asked = self._settings(settings, max_new_tokens)
+        decode = self._decode(asked)
         prompts = [
             self._prompt(request, f"request {number}: " if len(requests) > 1 else "")
             for number, request in enumerate(requests, 1)
@@ -164,10 +169,10 @@ class Session:
             stop=self.processor.stop_sequences(),
             seed=[asked.seed if request.seed is None else request.seed for request in requests],
             batch_size=batch_size,
-            ends=self._ends(asked.stop),
+            ends=_ends(decode, asked.stop),
             num_beams=asked.num_beams,
         )
-        texts = [self.processor.decode(one) for one in ids]
+        texts = [decode(one) for one in ids]
         cuts = [cut_at(text, asked.stop) for text in texts]
         return [text if cut is None else cut for text, cut in zip(texts, cuts, strict=True)]
 
@@ -189,6 +194,7 @@ class Session:
                 f"num_beams={asked.num_beams} cannot stream: the best answer is known at its end; "
                 "use respond, or num_beams=1"
             )
+        decode = self._decode(asked)
         prompt = self._prompt(Request(question, image, regions, frame, history), "")
         ids = self.model.stream(
             prompt,
@@ -198,7 +204,7 @@ class Session:
             stop=self.processor.stop_sequences(),
             seed=asked.seed,
         )
-        return pieces(ids, self.processor.decode, asked.stop)
+        return pieces(ids, decode, asked.stop)
 
     def start(
         self,
@@ -217,9 +223,14 @@ class Session:
         chosen = self.settings if settings is None else settings
         return chosen if max_new_tokens is None else replace(chosen, max_new_tokens=max_new_tokens)
 
-    def _ends(self, stops: Sequence[str]) -> Callable[[list[int]], bool] | None:
-        """Whether the text of some ids holds a stop string."""
-        return (lambda ids: cut_at(self.processor.decode(ids), stops) is not None) if stops else None
+    def _decode(self, asked: Settings) -> Decode:
+        """Ids to the text of an answer; ValueError where places are asked of a model that marks none."""
+        if not asked.places:
+            return self.processor.decode
+        found: Decode | None = getattr(self.processor, "decode_places", None)
+        if found is None:
+            raise ValueError("places=True, but this model marks no places in its answers; leave it out")
+        return found
 
     def _prompt(self, request: Request, where: str) -> Example:
         """The sequence to be continued; ValueError of one line that begins with `where`."""
@@ -310,6 +321,11 @@ class Chat:
             answer += piece
             yield piece
         self._history.append((question, answer))
+
+
+def _ends(decode: Decode, stops: Sequence[str]) -> Callable[[list[int]], bool] | None:
+    """Whether the text of some ids holds a stop string."""
+    return (lambda ids: cut_at(decode(ids), stops) is not None) if stops else None
 
 
 def _turns(request: Request) -> tuple[Turn, ...]:

@@ -9,6 +9,7 @@ Shape letters: B prompts, K beams, R rows of the cache (K for every prompt that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bestiary.language.decoder import Decoder
-from bestiary.language.generation import check_stops, cut_stop, prefill
+from bestiary.language.generation import check_stops, cut_stop, prefill, without_stops
 
 _DEAD = float("-inf")
 """Score of a row that only fills its prompt up to K; nothing that continues it is ever taken."""
@@ -42,9 +43,9 @@ class _Search:
 class BeamDecoding:
     """A batch of prompts, each continued by `num_beams` hypotheses.
 
-    embeds, lengths, budgets, stop, ends: as of `generation.Decoding`. An ended hypothesis competes with its
-    log-probability divided by its length, stop tokens included; a prompt is done when `num_beams` have ended and the
-    best running one, divided by its length now, is not above the worst of them.
+    embeds, lengths, budgets, stop, ends: as of `generation.Decoding`; min_new: of `generation.Sampling`. An ended
+    hypothesis competes with its log-probability divided by its length, stop tokens included; a prompt is done when
+    `num_beams` have ended and the best running one, divided by its length now, is not above the worst of them.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class BeamDecoding:
         budgets: Sequence[int],
         stop: Sequence[Sequence[int]],
         ends: Callable[[list[int]], bool] | None = None,
+        min_new: int = 0,
     ) -> None:
-        self.decoder, self.num_beams, self.ends = decoder, num_beams, ends
+        self.decoder, self.num_beams, self.ends, self.min_new = decoder, num_beams, ends, min_new
         self.stop = check_stops(stop)
         self._searches = [_Search(budget) for budget in budgets]
         self._live = list(self._searches)
@@ -87,12 +89,21 @@ class BeamDecoding:
     def _continuations(self, per_prompt: int) -> Iterable[list[tuple[float, int, int]]]:
         """Of each prompt the best (score, hypothesis, token), best first: so many that K of them go on."""
         log_probs_RV = self._logits.log_softmax(-1)
+        if self.min_new:
+            outputs = [beam.ids for search in self._live for beam in search.running]
+            log_probs_RV = without_stops(log_probs_RV, outputs, self.stop, min_new=self.min_new)
         scores = [beam.score for search in self._live for beam in search.running]
         vocab = log_probs_RV.shape[1]
         all_scores = (log_probs_RV + log_probs_RV.new_tensor(scores)[:, None]).view(len(self._live), per_prompt * vocab)
         wanted = min(max(2, 1 + len(self.stop)) * self.num_beams, all_scores.shape[1])
         best, where = all_scores.topk(wanted)
-        for values, places in zip(best.tolist(), where.tolist(), strict=True):
+        found = best.tolist()
+        if any(math.isnan(values[0]) for values in found):  # what is no number counts as the greatest
+            raise ValueError(
+                "the decoder's logits are not numbers (NaN), so no answer is more probable than another; look for NaN "
+                "in its weights, or compute in float32"
+            )
+        for values, places in zip(found, where.tolist(), strict=True):
             yield [(v, at // vocab, at % vocab) for v, at in zip(values, places, strict=True) if v > _DEAD]
 
     def _advance(self, search: _Search, found: Sequence[tuple[float, int, int]]) -> list[tuple[int, int]]:
@@ -102,7 +113,8 @@ class BeamDecoding:
         for rank, (score, parent, token) in enumerate(found):
             ids = [*search.running[parent].ids, token]
             length = len(ids)
-            is_stopped = cut_stop(ids, self.stop) or (self.ends is not None and self.ends(ids))
+            is_long = length >= self.min_new
+            is_stopped = cut_stop(ids, self.stop) or (self.ends is not None and is_long and self.ends(ids))
             if is_stopped or length >= search.budget:
                 if rank < self.num_beams:  # what ends further down was only there to have K that go on
                     search.ended.append((score / length, ids))

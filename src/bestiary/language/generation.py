@@ -34,13 +34,17 @@ class Sampling:
     """How the next token is drawn.
 
     temperature: 0 takes the most probable token. top_p: tokens are kept, most probable first, while the probability
-    before them is at most this (the reference's rule, so the first one always stays).
+    before them is at most this (the reference's rule, so the first one always stays). min_new: tokens of an answer
+    before which no stop sequence is completed.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
+    min_new: int = 0
 
     def __post_init__(self) -> None:
+        if self.min_new < 0:
+            raise ValueError(f"min_new_tokens={self.min_new}: give 0, or how many tokens an answer has at least")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"temperature={self.temperature}, top_p={self.top_p}: temperature must be 0 or more, top_p in (0, 1]"
@@ -170,6 +174,27 @@ def check_stops(stop: Sequence[Sequence[int]]) -> list[list[int]]:
     return sorted(([int(i) for i in s] for s in stop), key=len, reverse=True)
 
 
+def without_stops(
+    logits_RV: Tensor, outputs: Sequence[Sequence[int]], stops: Sequence[list[int]], *, min_new: int
+) -> Tensor:
+    """Logits (or log-probabilities) with -inf where a token would end an answer of fewer than `min_new` tokens.
+
+    outputs: what each row has so far.
+    """
+    barred = [
+        (row, stop[-1])
+        for row, output in enumerate(outputs)
+        for stop in stops
+        if 0 <= (kept := len(output) - len(stop) + 1) < min_new and list(output[kept:]) == stop[:-1]
+    ]
+    if not barred:
+        return logits_RV
+    rows, tokens = zip(*barred, strict=True)
+    logits_RV = logits_RV.clone()
+    logits_RV[list(rows), list(tokens)] = float("-inf")
+    return logits_RV
+
+
 def cut_stop(output: list[int], stops: Sequence[list[int]]) -> bool:
     """Whether the output ends in a stop sequence, which is then cut off (the longest that fits)."""
     for stop in stops:
@@ -217,7 +242,7 @@ class Decoding:
     def step(self) -> list[int]:
         """Draw one token for every live sequence; returns the sequences that finished with it."""
         generators = [self.generators[sequence] for sequence in self._rows]
-        ids_B = draw(self._logits, self.sampling, generators)
+        ids_B = draw(self._choices(), self.sampling, generators)
         finished = []
         live = set(self._live)
         for sequence, token in zip(self._rows, ids_B.tolist(), strict=True):
@@ -225,7 +250,8 @@ class Decoding:
                 continue
             output = self.outputs[sequence]
             output.append(token)
-            is_stopped = cut_stop(output, self.stop) or (self.ends is not None and self.ends(output))
+            is_long = len(output) >= self.sampling.min_new
+            is_stopped = cut_stop(output, self.stop) or (self.ends is not None and is_long and self.ends(output))
             if is_stopped or len(output) >= self.budgets[sequence]:
                 finished.append(sequence)
         self._live = [sequence for sequence in self._live if sequence not in finished]
@@ -238,6 +264,13 @@ class Decoding:
         while not self.is_done:
             self.step()
         return self.outputs
+
+    def _choices(self) -> Tensor:
+        """The logits of every row, without stops where its answer is too short for one."""
+        if not self.sampling.min_new:
+            return self._logits
+        outputs = [self.outputs[sequence] for sequence in self._rows]
+        return without_stops(self._logits, outputs, self.stop, min_new=self.sampling.min_new)
 
     def _forward(self, ids_B: Tensor) -> None:
         """Logits after the newest token of every row still in the cache."""

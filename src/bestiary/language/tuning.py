@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -27,6 +28,18 @@ _QUANTISED = re.compile(
 )
 """What bitsandbytes keeps beside a quantised weight."""
 _OUTLIERS = 6.0  # LLM.int8() (Dettmers et al. 2022), section 3.2: columns with larger features stay in half precision
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltInAdapters:
+    """Adapters that a model is built with and that are linear in evaluation, so that weights can take them in.
+
+    argument: of the model's builder, which adds them. beside: weight -> (its adapter, which part of the adapter's rows
+    is this weight's, how many parts there are); an adapter has `lora_a.weight`, `lora_b.weight` and `lora_scale`.
+    """
+
+    argument: str
+    beside: Mapping[str, tuple[str, int, int]]
 
 
 def plain_name(name: str) -> str:

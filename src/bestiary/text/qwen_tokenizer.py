@@ -76,10 +76,6 @@ class QwenTokenizer(Tokenizer):
         """The id that closes every training sequence."""
         return self.controls["<|endoftext|>"]
 
-    def control_id(self, token: str) -> int:
-        """The id of a control token."""
-        return self.controls[token]
-
     def encode_spans(self, text: str) -> tuple[list[int], list[int], list[int]]:
         """See `Tokenizer.encode_spans`; the characters are those of the text in NFC."""
         ids = self._ids(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from bestiary.schema import Sample, SampleError
@@ -17,6 +17,12 @@ def check_too_long(too_long: str) -> None:
     """Raise for a policy that there is not."""
     if too_long not in TOO_LONG:
         raise ValueError(f"too_long={too_long!r} is unknown; choose one of {', '.join(TOO_LONG)}")
+
+
+def check_quirks(quirks: Iterable[str], known: Sequence[str]) -> None:
+    """Raise for a quirk of the published code that a processor does not have."""
+    if unknown := [quirk for quirk in quirks if quirk not in known]:
+        raise ValueError(f"quirk {unknown[0]!r} is unknown; there are {', '.join(known)}")
 
 
 def require_text(text: object, where: str) -> str:

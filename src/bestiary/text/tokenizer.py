@@ -74,6 +74,16 @@ class Tokenizer(ABC):
         """Ids of `text`, with the sequence's ends where asked."""
         return [self.bos_id] * bos + self._ids(text) + [self.eos_id] * eos
 
+    def control_id(self, token: str) -> int:
+        """The id of a control token that a model's sequences are written with; ValueError where there is none."""
+        ids = self.encode(token)
+        if len(ids) != 1:
+            raise ValueError(
+                f"tokenizer {self.path} has no token {token}, which this model's sequences are written with; give the "
+                "tokenizer of its decoder, or another conversation format"
+            )
+        return ids[0]
+
     def encode_segment(self, text: str) -> list[int]:
         """Ids that `text` has inside a longer text, after a space (leading spaces of its own are dropped)."""
         text = text.lstrip(" ")

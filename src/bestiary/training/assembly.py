@@ -22,6 +22,7 @@ from bestiary.saved_run import Pieces, load_saved_run, with_processor
 from bestiary.saved_tuning import BASE, base_sha256, check_base, saves_all, says
 from bestiary.saved_weights import made_by
 from bestiary.training.checkpoints import Checkpoint
+from bestiary.training.memory import memory_lines
 from bestiary.training.parents import load_first_weights, load_parent, wrong_stage
 from bestiary.training.resuming import launched_rank, num_launched, open_run, resume_path
 from bestiary.training.run_dir import RunDir
@@ -192,7 +193,7 @@ def module_arguments(run: Run, data: TrainingData) -> dict[str, Any]:
 
 
 def show_plan(run: Run, missing: Mapping[str, str], stream: Callable[..., Any]) -> int:
-    """Says what a run would do, without weights: parameters by part, trainable counts, the mix, what is missing.
+    """Says what a run would do, without weights: parameters, what trains, memory of GPUs, the mix, what is missing.
 
     missing: location -> line of every source that is not on disk. stream: makes the data of a processor; asked for the
     resolved mix where nothing is missing.
@@ -221,6 +222,7 @@ def show_plan(run: Run, missing: Mapping[str, str], stream: Callable[..., Any]) 
         f"of at most {run.data.max_tokens:,} positions, lr {run.stage.optimizer.lr:g}",
         "",
         parameter_table(model),
+        *memory_lines(model, run),
         "",
         f"mix of {len(used)} sources:",
         *mix,

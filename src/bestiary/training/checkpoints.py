@@ -180,7 +180,13 @@ def set_rng_states(states: Mapping[str, torch.Tensor]) -> None:
 
 
 def _opened(folder: Path) -> Checkpoint:
-    return Checkpoint(folder, TrainState.from_json((folder / "state.json").read_text(encoding="utf-8")))
+    file = folder / "state.json"
+    try:
+        return Checkpoint(folder, TrainState.from_json(file.read_text(encoding="utf-8")))
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error!r}); take another checkpoint") from error
 
 
 def seal(folder: Path, step: int) -> None:

@@ -145,6 +145,7 @@ class MLLMModule(LightningModule):
             lr=self.stage.optimizer.lr,
             warmup=schedule.warmup,
             min_lr=schedule.min_lr,
+            shape=schedule.shape,
         )
 
     def _backward(self, batches: list[Batch], global_weight: torch.Tensor) -> list[TokenLosses]:

@@ -96,10 +96,13 @@ def load_first_weights(
 
 
 def _lacked(model: nn.Module, parent: SavedWeights, stage: Stage) -> frozenset[str]:
-    """What a parent of another model does not have; empty where it has any of it, so that a damaged one is refused."""
-    names = list(model.state_dict())
-    may_lack = matching(names, stage.parent_may_lack, rule=f"stage {stage.name}: parent_may_lack")
-    return frozenset() if may_lack & parent.tensors.keys() else frozenset(may_lack - parent.absent)
+    """What a parent of another model does not have; of a glob all or nothing, so that a damaged one is refused."""
+    names, lacked = list(model.state_dict()), set[str]()
+    for glob in stage.parent_may_lack:
+        may_lack = matching(names, [glob], rule=f"stage {stage.name}: parent_may_lack")
+        if not may_lack & parent.tensors.keys():
+            lacked |= may_lack - parent.absent
+    return frozenset(lacked)
 
 
 def _fill(

@@ -22,11 +22,25 @@ def warmup_cosine(position: float, *, lr: float, warmup: float, end: float, min_
     return min_lr + (lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-def lr_at_step(step: int, max_steps: int, *, lr: float, warmup: float = 0.0, min_lr: float = 0.0) -> float:
+def log_then_constant(step: int, *, lr: float, warmup_steps: int) -> float:
+    """`lr` times log(step + 1) / log(warmup_steps) before step `warmup_steps`, and `lr` for good from there on.
+
+    Monkey's published launch asks for a cosine, but its DeepSpeed json holds a WarmupLR, which counts instead
+    (reference/monkey.md, section 3.1, "Scheduler trap").
+    """
+    return lr if step >= warmup_steps else lr * math.log(step + 1) / math.log(max(2, warmup_steps))
+
+
+def lr_at_step(
+    step: int, max_steps: int, *, lr: float, warmup: float = 0.0, min_lr: float = 0.0, shape: str = "cosine"
+) -> float:
     """The learning rate of optimiser step `step` (from 0): with a warm-up, the first step has learning rate 0.
 
-    warmup: share of the stage, [0, 1). Equals the reference's epoch form for one epoch of `max_steps` steps.
+    warmup: share of the stage, [0, 1). shape: see `config.Schedule`. The cosine equals the reference's epoch
+    form for one epoch of `max_steps` steps.
     """
+    if shape == "log_then_constant":
+        return log_then_constant(step, lr=lr, warmup_steps=math.ceil(max_steps * warmup))
     return warmup_cosine(step / max_steps, lr=lr, warmup=warmup, end=1.0, min_lr=min_lr)
 
 

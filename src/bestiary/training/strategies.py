@@ -22,6 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from bestiary.config import Cluster
 
 _NO_CLIPPING = float("inf")
+ZERO_BUCKET = 200_000_000
+"""Elements of a bucket in which ZeRO's gradients travel, as Monkey's published json has it (reference/monkey.md 3.1);
+DeepSpeed's own default takes two and a half times the memory."""
 
 
 class WholeBatches(HalfPrecision):
@@ -116,7 +119,13 @@ def _deepspeed(stage: int, backend: str, precision: str, clip_norm: float) -> St
             raise ValueError(f"cluster.precision={precision} is not possible with DeepSpeed on CPUs; take bf16-mixed")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     config = {
-        "zero_optimization": {"stage": stage, "overlap_comm": backend == "nccl", "contiguous_gradients": True},
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": backend == "nccl",
+            "contiguous_gradients": True,
+            "reduce_bucket_size": ZERO_BUCKET,
+            "allgather_bucket_size": ZERO_BUCKET,
+        },
         "zero_allow_untested_optimizer": True,
         "gradient_clipping": clip_norm,
         "train_micro_batch_size_per_gpu": 1,

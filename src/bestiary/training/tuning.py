@@ -38,6 +38,7 @@ def plan_tuning(model: nn.Module, stage: Stage, tuning: Tuning) -> Plan:
         return Plan((), frozenset(chosen))
     if not isinstance(decoder, Decoder):
         raise ValueError(f"tuning={tuning.method} needs a decoder, which {type(model).__name__} has not")
+    _check_own_adapters(decoder, tuning)
     inside = {name.removeprefix(DECODER) for name in chosen if name.startswith(DECODER)}
     if tuning.method != "full" and not inside:
         raise ValueError(
@@ -102,6 +103,19 @@ def _some(found: Collection[str], stage: Stage, what: str, kind: str) -> None:
         raise ValueError(
             f"{what}: stage {stage.name} trains no {kind} of the decoder (train={stage.train}); widen stage.train "
             "(decoder.*), or take tuning=full"
+        )
+
+
+def _check_own_adapters(decoder: Decoder, tuning: Tuning) -> None:
+    """Raise where a layer would be quantised that a model's own adapter reads: the layer in its place has none."""
+    if tuning.quantize == "none":
+        return
+    hooked = [name for name in linear_layers(decoder) if decoder.get_submodule(name)._forward_hooks]
+    if hooked:
+        raise ValueError(
+            f"tuning.quantize={tuning.quantize}: {DECODER}{hooked[0]} and {len(hooked) - 1} more layers have the "
+            "model's own adapters beside them (model.build.decoder_lora), which quantised layers would lose; take "
+            "tuning.quantize=none, or model.build.decoder_lora=null with tuning=lora"
         )
 
 

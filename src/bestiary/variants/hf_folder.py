@@ -111,6 +111,7 @@ class HfFolder:
             else:
                 aliases |= self._take_pickle(file)
         _check_index(path, index, self._file_of)
+        _check_total(index, self.shapes, self.dtypes, aliases)
         self.record = HfRecord(
             format=self.format,
             files={file.name: [n for n, place in self._file_of.items() if place == file] for file in self.files},
@@ -234,6 +235,23 @@ def _check_index(path: Path, index: Path | None, places: Mapping[str, Path]) -> 
                 f"{path}: {name} is in {here}, but {index.name} says {told.get(name, 'no file')}; they are of two "
                 "versions: fetch the folder again"
             )
+
+
+def _check_total(
+    index: Path | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
+    aliases: Mapping[str, str],
+) -> None:
+    """The bytes the index tells of must be those of the tensors; a shared one counts once or, in some files, twice."""
+    told = (read_object(index).get("metadata") or {}).get("total_size") if index else None
+    sizes = {name: torch.Size(shape).numel() * dtypes[name].itemsize for name, shape in shapes.items()}
+    twice = sum(sizes.values())
+    if told is not None and told not in (twice, twice - sum(sizes[name] for name in aliases)):
+        raise ValueError(
+            f"{index} says metadata.total_size {told}, but its shards hold {twice} bytes of tensors; they are of two "
+            "versions: fetch the folder again, or take total_size out if it was wrong from the beginning"
+        )
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -80,6 +80,22 @@ class FirstExport:
     files: dict[str, Path]
 
 
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What `Layout.write` is asked for.
+
+    whole: gives a published tensor. shapes: of those to write, in order. side_files: by name. layout: one of the
+    layout's formats. num_shards: None keeps the recorded number.
+    """
+
+    published: Published
+    whole: Callable[[str], torch.Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+    side_files: Mapping[str, Path]
+    layout: str
+    num_shards: int | None = None
+
+
 class Source(Protocol):
     """One published path, opened: what there is, and each tensor whole on demand (let go of it before the next).
 
@@ -112,7 +128,12 @@ class Model(Protocol):
 
     key_word: what its files call the key. embedding: the tensor with as many rows as the tokenizer has pieces, or more
     where allows_spare_ids. derived: names of tables that files carry along and every model computes by itself.
+    begins: of what else these weights are but the beginning, for people; "" where they are whole.
     """
+
+    @property
+    def begins(self) -> str:
+        """See the class."""
 
     @property
     def key_word(self) -> str:
@@ -204,24 +225,16 @@ class Layout(Protocol):
     def node(self, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any] | None:
         """The model as conf/model would say it, where the config beside the weights tells everything; None else."""
 
-    def first_export(self, run: Run, model: MultimodalLM) -> FirstExport | None:
-        """How a run's model is published that began as no import; None where that cannot be told or is not of here."""
+    def first_export(self, run: Run, model: MultimodalLM, *, step: int) -> FirstExport | None:
+        """How a run's model is published that began as no import; None where that cannot be told or is not of here.
 
-    def write(
-        self,
-        folder: Path,
-        published: Published,
-        whole: Callable[[str], torch.Tensor],
-        shapes: Mapping[str, tuple[int, ...]],
-        *,
-        side_files: Mapping[str, Path],
-        layout: str,
-        num_shards: int | None,
-    ) -> tuple[list[str], int]:
+        step: how far the run was trained, for what changes on the way.
+        """
+
+    def write(self, folder: Path, asked: Writing) -> tuple[list[str], int]:
         """Write weights and side files; the weight files' names and the bytes of their tensors.
 
-        names to write are those of `shapes`, in its order; layout: one of `formats`; num_shards: None keeps
-        the recorded number. What cannot be written so is one line of error.
+        What cannot be written so is one line of error.
         """
 
 

@@ -62,6 +62,19 @@ def grid_side(view_px: int, patch_px: int) -> int:
     return view_px // patch_px
 
 
+def vision_sizes(image_px: int, patch_px: int, width: int, layers: int, heads: int, mlp_dim: int) -> dict[str, Any]:
+    """A vision transformer's sizes in the words of its transformers configuration, with the attention we compute."""
+    return {
+        "image_size": image_px,
+        "patch_size": patch_px,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": mlp_dim,
+        "attn_implementation": "sdpa",
+    }
+
+
 class ClipTower(nn.Module):
     """The vision transformer of CLIP; gives all tokens after the last norm, without the final projection.
 
@@ -88,15 +101,7 @@ class ClipTower(nn.Module):
         self.num_tokens = grid_side(view_px, patch_px) ** 2 + 1
         self.out_dim = width
         config = CLIPVisionConfig(
-            hidden_size=width,
-            intermediate_size=mlp_dim,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            image_size=view_px,
-            patch_size=patch_px,
-            hidden_act=activation,
-            layer_norm_eps=1e-5,
-            attn_implementation="sdpa",
+            **vision_sizes(view_px, patch_px, width, layers, heads, mlp_dim), hidden_act=activation, layer_norm_eps=1e-5
         )
         self.tower = CLIPVisionModel(config)
         del self.tower.embeddings.position_ids  # unused here, and a buffer no checkpoint could fill after meta
@@ -298,15 +303,5 @@ class QFormerTower(nn.Module):
 def _blip_vision_config(
     view_px: int, patch_px: int, *, width: int, layers: int, heads: int, mlp_dim: int
 ) -> Blip2VisionConfig:
-    return Blip2VisionConfig(
-        hidden_size=width,
-        intermediate_size=mlp_dim,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        image_size=view_px,
-        patch_size=patch_px,
-        hidden_act="gelu",
-        layer_norm_eps=1e-6,
-        qkv_bias=True,
-        attn_implementation="sdpa",
-    )
+    sizes = vision_sizes(view_px, patch_px, width, layers, heads, mlp_dim)
+    return Blip2VisionConfig(**sizes, hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True)

@@ -12,7 +12,7 @@ from bestiary.compose import load_run
 from bestiary.named_model import at_project
 from bestiary.saved_run import build_pieces
 from bestiary.saved_tuning import BASE
-from bestiary.variants.layouts import FirstExport, Layout, Model, Published
+from bestiary.variants.layouts import FirstExport, Layout, Model, Published, Writing
 from bestiary.variants.tensor_file import DTYPES
 from bestiary.weights.difference import Difference
 from bestiary.weights.folder import EXTRA, PUBLISHED, new_folder
@@ -61,7 +61,7 @@ def export_weights(
     own = _whole_tensors(path)
     like = like or delta_from
     origin = like or path
-    if like is None and not (path / PUBLISHED).is_file() and (made := first_export(path)) is not None:
+    if like is None and not (path / PUBLISHED).is_file() and (made := first_export(path, step=own.step)) is not None:
         return _export_first(own, out, made, layout=layout, num_shards=num_shards)
     published, owner, model = published_of(origin)
     source = PublishedView(own, OurTensors(like) if like else None, published, model, origin)
@@ -79,12 +79,12 @@ def export_weights(
         shapes = {name: shapes[name] for name in difference.names}
     with new_folder(out) as folder:
         files, num_bytes = owner.write(
-            folder, published, whole, shapes, side_files=side_files, layout=target, num_shards=num_shards
+            folder, Writing(published, whole, shapes, side_files, layout=target, num_shards=num_shards)
         )
     return Exported(tuple(files), len(shapes), num_bytes, len(source.cast), len(source.filled), difference)
 
 
-def first_export(path: Path) -> tuple[Layout, FirstExport] | None:
+def first_export(path: Path, *, step: int) -> tuple[Layout, FirstExport] | None:
     """How the weights of a run are published that began as no import; None where its layout needs one."""
     folder = next((up for up in (path, *list(path.absolute().parents)[:2]) if (up / CONFIG).is_file()), None)
     if folder is None:
@@ -92,7 +92,7 @@ def first_export(path: Path) -> tuple[Layout, FirstExport] | None:
     run = load_run(folder)
     run.model.processor["tokenizer"] = str(at_project(run.model.processor["tokenizer"]))
     model = build_pieces(run, on_meta=True).model
-    made = ((owner, owner.first_export(run, model)) for owner in LAYOUTS)
+    made = ((owner, owner.first_export(run, model, step=step)) for owner in LAYOUTS)
     return next(((owner, found) for owner, found in made if found is not None), None)
 
 
@@ -116,7 +116,7 @@ def _export_first(
         side_files = dict(first.files)
         shapes = {name: view.shapes[name] for name in published.tensors}
         files, num_bytes = owner.write(
-            folder, published, view.__getitem__, shapes, side_files=side_files, layout=target, num_shards=num_shards
+            folder, Writing(published, view.__getitem__, shapes, side_files, layout=target, num_shards=num_shards)
         )
         for name, text in first.texts.items():
             (folder / name).write_text(text, encoding="utf-8")

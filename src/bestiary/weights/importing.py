@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from bestiary.text.qwen_tokenizer import FILE_NAME as TIKTOKEN
 from bestiary.training.checkpoints import TrainState, header, seal
+from bestiary.training.names import matching
 from bestiary.variants.conversion import Fit
 from bestiary.variants.layouts import Layout, Model, Published
 from bestiary.variants.tensor_file import TensorFile, dtype_name
@@ -31,12 +34,14 @@ class Asked:
 
     config, tokenizer: files in place of those beside the weights. may_lack: globs of published names (or of ours) that
     may be missing. keep_unknown: put tensors that no model of ours has into extra.tensors instead of refusing them.
+    leave_out: globs of published names that are not taken although they are there; such may then be missing, too.
     """
 
     config: Path | None = None
     tokenizer: Path | None = None
     may_lack: tuple[str, ...] = ()
     keep_unknown: bool = False
+    leave_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,11 @@ class Sources:
             value = (value + folder.whole(name)).to(value.dtype)
         return value
 
+    def leave_out(self, globs: Sequence[str]) -> None:
+        """Forget the tensors that these globs match; one that matches none raises."""
+        for name in matching(list(self.shapes), globs, rule="--leave-out"):
+            del self.shapes[name], self.dtypes[name]
+
     @property
     def unequal(self) -> tuple[str, ...]:
         """See `ShardFolder.unequal`."""
@@ -104,12 +114,16 @@ class Sources:
             config = self.layout.config_name(self.folders[0].layout)
             found = {name: path for name, path in found.items() if name not in CONFIGS}
             found[config] = asked.config
-        return found | ({"tokenizer.model": asked.tokenizer} if asked.tokenizer is not None else {})
+        if asked.tokenizer is None:
+            return found
+        kept = TIKTOKEN if asked.tokenizer.suffix == Path(TIKTOKEN).suffix else "tokenizer.model"
+        return found | {kept: asked.tokenizer}
 
 
 def import_weights(paths: Sequence[Path], out: Path, asked: Asked) -> Imported:
     """Write `out`, a folder of ours, from published folders; ValueError, and no folder, when they do not fit."""
     sources = Sources(paths)
+    sources.leave_out(asked.leave_out)
     side_files = sources.side_files(asked)
     config = sources.layout.config(side_files)
     model = sources.layout.model_of(sources.shapes, side_files, asked.may_lack)
@@ -151,7 +165,7 @@ def _check(found: Fit, model: Model, asked: Asked, paths: Sequence[Path]) -> lis
     check_fit(
         found,
         where=" + ".join(map(str, paths)),
-        may_lack=asked.may_lack,
+        may_lack=(*asked.may_lack, *(glob for glob in asked.leave_out if fnmatch.filter(found.missing, glob))),
         keep_unknown=asked.keep_unknown,
         unknown=unknown,
         ours=model.converter.names_of,

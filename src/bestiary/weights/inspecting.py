@@ -24,10 +24,14 @@ from bestiary.weights.parts import is_part, part_of
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """What was found. fit: None where there are no shapes to compare. lines: (label, text) for people."""
+    """What was found. fit: None where there are no shapes to compare. lines: (label, text) for people.
+
+    lost: names that have no place in the model, or places that no name fills; tables every model computes aside.
+    """
 
     lines: tuple[tuple[str, str], ...]
     fit: Fit | None
+    lost: int = 0
 
 
 def inspect(path: Path) -> Inspected:
@@ -52,7 +56,8 @@ def _published(path: Path, layout: Layout) -> Inspected:
     rows = source.shapes.get(model.embedding, (0,))[0]
     tokenizer = layout.tokenizer(path, side)
     if check_tokenizer(tokenizer, rows, allows_spare=model.allows_spare_ids):
-        more.append(("tokenizer", f"{'tokenizer.model' if tokenizer != path else 'tokenizer.json'}, {rows:,} pieces"))
+        assert tokenizer is not None
+        more.append(("tokenizer", f"{'tokenizer.json' if tokenizer == path else tokenizer.name}, {rows:,} pieces"))
     config = layout.config(side)
     return _described(where, model, source.shapes, config, more, compare(model, source.shapes, config))
 
@@ -64,7 +69,7 @@ def _part(path: Path) -> Inspected:
     where = f"{folder.format} of public weights, {_shards(len(folder.files))}, {sum(folder.file_bytes) / 1e6:,.1f} MB"
     lines = [("layout", where), ("part", f"{part.name}, for {part.target}"), ("size", _size(folder.shapes))]
     lines += [("dtype", _dtypes(folder.dtypes)), ("mapped", _mapped(found)), *_firsts(found)]
-    return Inspected(tuple(lines), found)
+    return Inspected(tuple(lines), found, found.num_names - found.num_mapped)
 
 
 def _ours(path: Path) -> Inspected:
@@ -99,6 +104,7 @@ def _cuts(dims: Mapping[str, int]) -> Inspected:
             ("mapped", f"{_percent(agreed, len(dims))} are cut where ours are"),
         ),
         None,
+        len(dims) - agreed,
     )
 
 
@@ -110,8 +116,10 @@ def _described(
     layout: str, model: Model, shapes: Shapes, config: Mapping[str, Any], more: list[tuple[str, str]], found: Fit
 ) -> Inspected:
     lines = [("layout", layout), ("variant", f"{model.name} ({model.key_word} {model.key})"), ("size", _size(shapes))]
+    lines += [("begins", model.begins)] if model.begins else []
     lines += [*model.describe(shapes, config), *more, ("mapped", _mapped(found)), *_firsts(found)]
-    return Inspected(tuple(lines), found)
+    derived = sum(model.derived.fullmatch(name) is not None for name in found.unexpected)
+    return Inspected(tuple(lines), found, found.num_names - found.num_mapped - derived)
 
 
 def _size(shapes: Shapes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bestiary.variants.layouts import Layout
+from bestiary.variants.monkey.layout import MONKEY_LAYOUT
 from bestiary.variants.ovis.layout import OVIS_LAYOUT
 from bestiary.variants.ovis.parts import OVIS_PARTS
 from bestiary.variants.parts import Part
@@ -13,7 +14,7 @@ from bestiary.variants.sphinx.weights import SPHINX_RULES
 from bestiary.variants.sphinx_v.layout import SPHINX_LAYOUT
 from bestiary.variants.sphinx_v.sam import SAM_PARTS
 
-LAYOUTS: tuple[Layout, ...] = (SPHINX_LAYOUT, OVIS_LAYOUT)
+LAYOUTS: tuple[Layout, ...] = (SPHINX_LAYOUT, OVIS_LAYOUT, MONKEY_LAYOUT)
 """Of whole models; the first that recognises a path reads it."""
 PARTS: tuple[Part, ...] = (*sphinx_parts(SPHINX_RULES), *SAM_PARTS, *OVIS_PARTS)
 """Public weights of single parts; the first that recognises a folder reads it."""

@@ -84,11 +84,13 @@ class WindowAdapters(nn.ModuleList):
 def add_to_windows(x_VMD: Tensor, adapters: WindowAdapters | None, inputs_VMC: Tensor) -> Tensor:
     """x with the adapters' part added to the windows, which come first; the global view behind them has none.
 
-    inputs: what the adapters read, for all views.
+    inputs: what the adapters read, for all views; these may be the windows alone.
     """
     if adapters is None:
         return x_VMD
     num = len(adapters)
+    if len(x_VMD) == num:
+        return x_VMD + cast(Tensor, adapters(inputs_VMC))
     return torch.cat([x_VMD[:num] + adapters(inputs_VMC[:num]), x_VMD[num:]])
 
 

@@ -97,7 +97,7 @@ class BesideLayer:
         return output + cast(Tensor, self.adapter(inputs[0], part=self.part, parts=self.parts))
 
 
-_BESIDE = (
+BESIDE = (
     ("self_attn", "c_attn_lora", ("q_proj", "k_proj", "v_proj")),
     ("self_attn", "c_proj_lora", ("o_proj",)),
     ("mlp", "w1_lora", ("up_proj",)),
@@ -181,7 +181,7 @@ def add_decoder_adapters(
 ) -> None:
     """Put the published adapters beside the layers of every block, in place."""
     for block in cast(nn.ModuleList, decoder.model.layers):
-        for owner_name, name, shared in _BESIDE:
+        for owner_name, name, shared in BESIDE:
             owner = block.get_submodule(owner_name)
             layers = [cast(nn.Linear, owner.get_submodule(layer)) for layer in shared]
             out_dim = sum(layer.out_features for layer in layers)

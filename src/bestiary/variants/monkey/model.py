@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bestiary.language.attention import Attention
 from bestiary.mllm import MultimodalLM
+from bestiary.saved_weights import WINDOWS
 from bestiary.variants.monkey.adapter import AdapterSizes
 from bestiary.variants.monkey.decoder import SEQ_LENGTH, Padding, QwenDecoder, qwen_config
 from bestiary.variants.monkey.resampler import Resampler
@@ -55,6 +56,8 @@ class MonkeyVision(nn.Module):
         self.num_views = self.num_windows + 1
         self.image_rows = self.num_views * num_queries
         sizes = AdapterSizes(0) if adapters is None else AdapterSizes(self.num_windows, **adapters)
+        self.num_adapters = sizes.num_windows
+        """Windows with adapters: all or none."""
         self.vit = VisionTransformer(
             view_px=window_px,
             patch_px=patch_px,
@@ -79,6 +82,11 @@ class MonkeyVision(nn.Module):
             "num_views": self.num_views,
         }
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """The grid its adapters belong to, which no shape shows; nothing without adapters."""
+        return grid_identity(self.height_px, self.width_px, self.window_px) if self.num_adapters else {}
+
     def forward(self, pixels_N3HW: Tensor) -> Tensor:
         """float[N, image_rows, D]; pixels: uint8[N, 3, height, width] RGB, or float if normalised already."""
         if len(pixels_N3HW) == 0:
@@ -95,6 +103,28 @@ class MonkeyVision(nn.Module):
         """The resampler's output of V * N views, views first, to float[N, V * Q, D] by the last norm and projection."""
         rows = cast(Tensor, self.ln_post(pooled_VQD)) @ self.proj
         return rows.view(self.num_views, -1, *rows.shape[1:]).transpose(0, 1).flatten(1, 2)
+
+    def step_values(self) -> tuple[int, int]:
+        """Numbers that one picture's backward pass needs, see `training.memory`: an upper bound.
+
+        Every token (of the windows alone, where only their adapters learn) keeps, beside a block's input of C numbers,
+        14 C + 2 H of a block: both norms' outputs, queries, keys and values with their adapters (3 C), context,
+        residual, three inputs of adapters as their dropout leaves them with its masks, and both sides of the GELU (H
+        each). The resampler keeps six times the decoder's width: keys and values before and behind norm, positions and
+        projection.
+        """
+        width, layers = self.vit.width, len(self.vit.blocks)
+        tokens = self.vit.num_tokens * (self.num_windows if self.vit.only_windows_learn() else self.num_views)
+        block = tokens * (14 * width + 2 * self.vit.hidden)
+        inputs = layers * tokens * width
+        kept = inputs if self.vit.checkpoints else inputs + layers * block
+        return kept + 6 * self.num_views * self.vit.num_tokens * self.proj.shape[1], block
+
+
+def grid_identity(height_px: int, width_px: int, window_px: int) -> dict[str, str]:
+    """What weights with adapters say of the windows they have them for, see `saved_weights.check_identity`."""
+    rows, columns = grid_of(height_px, width_px, window_px)
+    return {WINDOWS: f"{rows} x {columns}"}
 
 
 def build_monkey(

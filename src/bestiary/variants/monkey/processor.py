@@ -13,9 +13,10 @@ import numpy as np
 
 from bestiary.schema import IGNORE, IMAGE_TAG, Example, Lengths, Sample, SampleTooLongError, Slot
 from bestiary.text.memo import Encoded, EncodedMemo
-from bestiary.text.samples import check_too_long, fingerprint_of, naming, require_text, text_key
-from bestiary.text.tokenizer import Tokenizer, load_tokenizer
-from bestiary.variants.monkey.tags import IMAGE_END, IMAGE_START, check_places, split_at_pictures
+from bestiary.text.samples import check_quirks, check_too_long, fingerprint_of, naming, require_text, text_key
+from bestiary.text.tokenizer import load_tokenizer
+from bestiary.variants.monkey import chat
+from bestiary.variants.monkey.tags import IMAGE_END, IMAGE_START, PLACES, check_places, split_at_pictures
 from bestiary.vision.image import decode_rgb
 from bestiary.vision.resize import PASSES, Passes, resize_bicubic
 
@@ -47,6 +48,8 @@ class MonkeyProcessor:
     resize_passes: of `vision.resize`; published weights were trained with columns first (Pillow of 2023).
     quirks, each as published: "single_turn" takes the first two turns and drops the others; "padded" fills every row up
         to `max_tokens` with unlearned <|endoftext|>; "untaught_samples" keeps rows whose answer was cut off whole.
+    chat: prompts are ChatML (`monkey.chat`), for weights that were trained with it, such as Qwen-VL-Chat; ours train
+        in plain text, so it is for asking alone.
     """
 
     allows_spare_ids = True
@@ -64,10 +67,10 @@ class MonkeyProcessor:
         too_long: str = "error",
         resize_passes: Passes = "columns_first",
         quirks: Sequence[str] = (),
+        chat: bool = False,
     ) -> None:
         check_too_long(too_long)
-        if unknown := [quirk for quirk in quirks if quirk not in QUIRKS]:
-            raise ValueError(f"quirk {unknown[0]!r} is unknown; there are {', '.join(QUIRKS)}")
+        check_quirks(quirks, QUIRKS)
         if resize_passes not in PASSES:
             raise ValueError(f"resize_passes={resize_passes!r} is unknown; choose one of {', '.join(PASSES)}")
         if question.count("{}") != 1:
@@ -78,7 +81,11 @@ class MonkeyProcessor:
         self.max_tokens, self.question, self.too_long = max_tokens, question, too_long
         self.resize_passes: Passes = resize_passes
         self.quirks = tuple(quirks)
-        self._span = [_control_id(self.tokenizer, IMAGE_START), _PICTURE, _control_id(self.tokenizer, IMAGE_END)]
+        self.chat = chat
+        if chat and question not in (QUESTION, VERBATIM):
+            raise ValueError(f"question={question!r} has no effect with chat, which asks in ChatML; leave it out")
+        self._span = [self.tokenizer.control_id(IMAGE_START), _PICTURE, self.tokenizer.control_id(IMAGE_END)]
+        self._places = {self.tokenizer.control_id(tag): tag for tag in PLACES}
         self._memo = EncodedMemo()
 
     # The contract of schema.Processor
@@ -99,12 +106,25 @@ class MonkeyProcessor:
             return self._example(sample, *self._laid_out(sample, ids, labels, may_cut=False))
 
     def stop_sequences(self) -> list[list[int]]:
-        """<|endoftext|> ends an answer."""
-        return [[self.tokenizer.eos_id]]
+        """<|endoftext|> ends an answer, and in ChatML the end of a message."""
+        marks = (chat.END, chat.START) if self.chat else ()
+        return [[self.tokenizer.eos_id], *(self.tokenizer.encode(mark) for mark in marks)]
 
     def decode(self, ids: list[int]) -> str:
         """Generated ids to text, stripped; control tokens and a decoder's spare ids have none."""
-        return self.tokenizer.decode([i for i in ids if i < self.tokenizer.vocab_size]).strip()
+        return self._plain(ids).strip()
+
+    def decode_places(self, ids: list[int]) -> str:
+        """`decode` with the tags of names and places, which `tags.boxes_of` reads."""
+        text, start = "", 0
+        for end, i in enumerate(ids):
+            if i in self._places:
+                text += self._plain(ids[start:end]) + self._places[i]
+                start = end + 1
+        return (text + self._plain(ids[start:])).strip()
+
+    def _plain(self, ids: list[int]) -> str:
+        return self.tokenizer.decode([i for i in ids if i < self.tokenizer.vocab_size])
 
     # For the stream
 
@@ -128,6 +148,8 @@ class MonkeyProcessor:
     # Text
 
     def _training_text(self, sample: Sample) -> Encoded:
+        if self.chat:
+            raise ValueError("chat=true asks in ChatML and teaches nothing; train without it")
         ids: list[int] = []
         labels: list[int] = []
         num_answers = 0
@@ -150,10 +172,27 @@ class MonkeyProcessor:
             turns.pop()
         if not turns:
             raise ValueError("there is no human turn to answer; add the question")
+        if self.chat:
+            return self._chat_ids(turns) + self.tokenizer.encode(answer_start)
         ids: list[int] = []
         for role, text in turns:
             ids += self._question_ids(text) if role == "human" else self.tokenizer.encode(text, eos=True)
         return ids + self.tokenizer.encode(answer_start)
+
+    def _chat_ids(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of a conversation in ChatML that waits for its answer; questions and answers must alternate."""
+        if [role for role, _ in turns] != ["human", "assistant"] * (len(turns) // 2) + ["human"]:
+            raise ValueError("chat: human and assistant turns must alternate, beginning with a human one")
+        texts = [text for _, text in turns]
+        history = list(zip(texts[0:-1:2], texts[1::2], strict=True))
+        return chat.chat_context(self._piece_ids, texts[-1], history=history, max_window=None)[1]
+
+    def _piece_ids(self, text: str) -> list[int]:
+        """Ids of a text with its pictures where they stand."""
+        ids: list[int] = []
+        for number, piece in enumerate(split_at_pictures(text)):
+            ids += (self._span if number else []) + self.tokenizer.encode(piece)
+        return ids
 
     def _question_ids(self, text: str) -> list[int]:
         """Ids of a human turn: its pictures, then its words in the question's form; pictures inside stay inside."""
@@ -162,11 +201,8 @@ class MonkeyProcessor:
         if self.question != VERBATIM:
             words = IMAGE_TAG.join(pieces[leading:]).strip()
             # Not str.format: questions may hold braces of their own.
-            pieces = [""] * leading + self.question.replace("{}", words, 1).split(IMAGE_TAG)
-        ids: list[int] = []
-        for number, piece in enumerate(pieces):
-            ids += (self._span if number else []) + self.tokenizer.encode(piece)
-        return ids
+            text = IMAGE_TAG * leading + self.question.replace("{}", words, 1)
+        return self._piece_ids(text)
 
     def _turns(self, sample: Sample) -> list[tuple[str, str]]:
         """The sample's turns, checked; pictures without any tag stand in front of the first question."""
@@ -255,13 +291,6 @@ class MonkeyProcessor:
             len(slots),
             self.max_tokens,
         )
-
-
-def _control_id(tokenizer: Tokenizer, token: str) -> int:
-    ids = tokenizer.encode(token)
-    if len(ids) != 1:
-        raise ValueError(f"tokenizer {tokenizer.path} has no token {token}; give Qwen-VL's qwen.tiktoken")
-    return ids[0]
 
 
 def _checked(role: str, text: object, where: str) -> int:

@@ -13,6 +13,8 @@ from bestiary.schema import IMAGE_TAG
 
 SCALE = 1000  # section 3.2
 IMAGE_START, IMAGE_END, IMAGE_PAD = "<img>", "</img>", "<imgpad>"
+PLACES = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+"""What an answer marks names and places with."""
 _PICTURE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
 _PAIRED = re.compile(r"<(/?)(ref|box|quad)>")
 _PLACED = re.compile(r"<(box|quad)>(.*?)</\1>", re.DOTALL)
@@ -94,3 +96,8 @@ def write_box(name: str, boxes: Sequence[Sequence[int]]) -> str:
     """A name and its boxes as text."""
     written = "".join(f"<box>({x0},{y0}),({x1},{y1})</box>" for x0, y0, x1, y1 in boxes)
     return f"<ref>{name}</ref>{written}"
+
+
+def numbered_pictures(count: int) -> str:
+    """What stands before a question about several pictures that it speaks of as "Picture 1" ... (section 6)."""
+    return "".join(f"Picture {number}:{IMAGE_TAG}\n" for number in range(1, count + 1))

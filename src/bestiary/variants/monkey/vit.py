@@ -52,15 +52,15 @@ class VitAttention(nn.Module):
         self.in_proj_lora = adapters.make(width, 3 * width, adapters.attention_rank)
         self.out_proj_lora = adapters.make(width, width, adapters.attention_rank)
 
-    def forward(self, x_VMC: Tensor, num_tokens: int) -> Tensor:
-        """[V, M, C]; every `num_tokens` neighbours of M see one another."""
+    def forward(self, x_VMC: Tensor, num_tokens: int, *, has_windows: bool = True) -> Tensor:
+        """[V, M, C]; every `num_tokens` neighbours of M see one another. has_windows: not the global view alone."""
         views, length, width = x_VMC.shape
-        projected = add_to_windows(self.in_proj(x_VMC), self.in_proj_lora, x_VMC)
+        projected = add_to_windows(self.in_proj(x_VMC), self.in_proj_lora if has_windows else None, x_VMC)
         heads = projected.view(-1, num_tokens, self.heads, 3 * width // self.heads).transpose(1, 2)
         query, key, value = heads.chunk(3, dim=-1)
         seen = F.scaled_dot_product_attention(query, key, value)
         context = seen.transpose(1, 2).reshape(views, length, width)
-        return add_to_windows(self.out_proj(context), self.out_proj_lora, context)
+        return add_to_windows(self.out_proj(context), self.out_proj_lora if has_windows else None, context)
 
 
 class VitMlp(nn.Module):
@@ -87,10 +87,10 @@ class VitBlock(nn.Module):
         self.mlp = VitMlp(width, hidden)
         self.mlp_lora = adapters.make(width, width, adapters.mlp_rank)
 
-    def forward(self, x_VMC: Tensor, num_tokens: int) -> Tensor:
-        """[V, M, C]."""
-        x_VMC = x_VMC + self.attn(self.ln_1(x_VMC), num_tokens)
-        return add_to_windows(x_VMC + self.mlp(self.ln_2(x_VMC)), self.mlp_lora, x_VMC)
+    def forward(self, x_VMC: Tensor, num_tokens: int, has_windows: bool = True) -> Tensor:
+        """[V, M, C]; has_windows: as of `VitAttention`."""
+        x_VMC = x_VMC + self.attn(self.ln_1(x_VMC), num_tokens, has_windows=has_windows)
+        return add_to_windows(x_VMC + self.mlp(self.ln_2(x_VMC)), self.mlp_lora if has_windows else None, x_VMC)
 
 
 class VisionTransformer(nn.Module):
@@ -121,20 +121,32 @@ class VisionTransformer(nn.Module):
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch_px, stride=patch_px, bias=False)
         self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(TABLE_SIDE**2, width))
         self.ln_pre = nn.LayerNorm(width, eps=NORM_EPS)
-        hidden = int(width * MLP_RATIO) if mlp_dim is None else mlp_dim
-        self.blocks = nn.ModuleList(VitBlock(width, heads, hidden, adapters) for _ in range(layers))
+        self.hidden = int(width * MLP_RATIO) if mlp_dim is None else mlp_dim
+        self.blocks = nn.ModuleList(VitBlock(width, heads, self.hidden, adapters) for _ in range(layers))
 
     def forward(self, views_VN3SS: Tensor) -> Tensor:
         """Tokens after the last block; the first views are the windows, in the order of their adapters."""
         views, count = views_VN3SS.shape[:2]
         # What stays frozen records nothing for the backward pass up to the first adapters.
         tokens = self.first_tokens(views_VN3SS).flatten(1, 2)
-        for block in self.blocks:
-            if self.checkpoints and self.training and torch.is_grad_enabled():
-                tokens = cast(Tensor, checkpoint(block, tokens, self.num_tokens, use_reentrant=False))
-            else:
-                tokens = block(tokens, self.num_tokens)
+        parts = [(tokens[:-1], True), (tokens[-1:], False)] if self.only_windows_learn() else [(tokens, True)]
+        tokens = torch.cat([self._run_blocks(part, has_windows) for part, has_windows in parts])
         return tokens.view(views, count, self.num_tokens, self.width)
+
+    def only_windows_learn(self) -> bool:
+        """Whether the backward pass has nothing to do with the global view: it then keeps nothing of it either."""
+        learned = {name for name, p in self.named_parameters() if p.requires_grad} if torch.is_grad_enabled() else set()
+        return bool(learned) and all("_lora." in name for name in learned)
+
+    def _run_blocks(self, tokens: Tensor, has_windows: bool) -> Tensor:
+        """All blocks over views that begin with the windows, or over the global view."""
+        recomputes = self.checkpoints and self.training and torch.is_grad_enabled() and has_windows
+        for block in self.blocks:
+            if recomputes:
+                tokens = cast(Tensor, checkpoint(block, tokens, self.num_tokens, has_windows, use_reentrant=False))
+            else:
+                tokens = block(tokens, self.num_tokens, has_windows)
+        return tokens
 
     def first_tokens(self, views_VN3SS: Tensor) -> Tensor:
         """What the first block reads: patches with their positions, after the first norm."""

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from bestiary.mllm import MultimodalLM
+from bestiary.variants.ovis.formatters import version_named
 from bestiary.variants.ovis.geometry import GRID_MARKS
 from bestiary.variants.ovis.model import FAMILIES, decoder_config
 from bestiary.variants.ovis.visual_tokenizer import BACKBONES, HALF, S2_VIEWS, OvisVision
@@ -24,6 +25,8 @@ Config = Mapping[str, Any]
 
 EMBEDDING, HEAD, TABLE = "llm.model.embed_tokens.weight", "visual_tokenizer.head.0.weight", "vte.weight"
 _LAYER, _VIT = "llm.model.layers", "visual_tokenizer.backbone.vision_model"
+VERSION = "ovis_version"
+"""Our word beside the published ones, see `version_of`."""
 FORMATTERS = {
     "QwenConversationFormatter": "qwen",
     "Llama3ConversationFormatter": "llama3",
@@ -129,7 +132,13 @@ def num_marks(vision: Config) -> int:
 
 
 def version_of(config: Config) -> str:
-    """The version a completed config.json is of; CLIP is 1.0's backbone, SigLIP 1.5's, five marks are 1.6's."""
+    """The version a completed config.json is of; CLIP is 1.0's backbone, SigLIP 1.5's, five marks are 1.6's.
+
+    A model of ours that this would misread (a CLIP trained as 1.5) says its version in a word of its own.
+    """
+    if VERSION in config:
+        version_named(config[VERSION])
+        return str(config[VERSION])
     vision = config["visual_tokenizer_config"]
     if num_marks(vision) == GRID_MARKS:
         return "1.6"
@@ -166,7 +175,7 @@ def config_of(
     assert isinstance(vision, OvisVision)
     decoder = decoder_words(model.decoder.config)
     formatter = next(name for name, ours in FORMATTERS.items() if ours == chat_format)
-    return {
+    told: dict[str, Any] = {
         "architectures": ["Ovis"],
         "model_type": "ovis",
         "conversation_formatter_class": formatter,
@@ -175,6 +184,7 @@ def config_of(
         "llm_config": decoder,
         "visual_tokenizer_config": _vision_words(vision, version=version, adaptive=adaptive),
     }
+    return told if version_of(told) == version else {**told, VERSION: version}
 
 
 def decoder_words(config: PretrainedConfig) -> dict[str, Any]:

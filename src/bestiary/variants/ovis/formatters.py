@@ -70,13 +70,14 @@ class Chat:
     labels: list[int]
 
 
+def _headers(opening: str, **names: str) -> dict[str, str]:
+    """What opens a turn of each role, by the role's name in the format."""
+    return {role: opening.format(name) for role, name in names.items()}
+
+
 _QWEN_1_0 = ChatFormat(
     start="",
-    headers={
-        "system": "<|im_start|>system\n",
-        "human": "<|im_start|>user\n",
-        "assistant": "<|im_start|>assistant\n",
-    },
+    headers=_headers("<|im_start|>{}\n", system="system", human="user", assistant="assistant"),
     end="<|im_end|>",
     between="\n",
     system="You are a helpful assistant.",
@@ -88,11 +89,9 @@ _QWEN_1_0 = ChatFormat(
 _QWEN_1_5 = replace(_QWEN_1_0, end="<|im_end|>\n", between="", unlearned_tail=1, learns_open=False)
 _LLAMA3 = ChatFormat(
     start="<|begin_of_text|>",
-    headers={
-        "system": "<|start_header_id|>system<|end_header_id|>\n\n",
-        "human": "<|start_header_id|>user<|end_header_id|>\n\n",
-        "assistant": "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    },
+    headers=_headers(
+        "<|start_header_id|>{}<|end_header_id|>\n\n", system="system", human="user", assistant="assistant"
+    ),
     end="<|eot_id|>",
     between="",
     system="You are a helpful and honest multimodal assistant.",
@@ -104,7 +103,7 @@ _LLAMA3 = ChatFormat(
 # Added to 1.5 in commit cc96306; the reference report tells that it exists, the markup is Gemma's own.
 _GEMMA = ChatFormat(
     start="<bos>",
-    headers={"human": "<start_of_turn>user\n", "assistant": "<start_of_turn>model\n"},
+    headers=_headers("<start_of_turn>{}\n", human="user", assistant="model"),
     end="<end_of_turn>\n",
     between="",
     system=None,

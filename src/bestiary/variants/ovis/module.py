@@ -18,6 +18,7 @@ from bestiary.schema import Batch
 from bestiary.training.module import MLLMModule
 from bestiary.training.schedule import lr_at_step
 from bestiary.variants.ovis.model import redraw_layers
+from bestiary.variants.ovis.temperature import tau_at_step, tau_ends
 from bestiary.variants.ovis.usage import WordUsage
 from bestiary.variants.ovis.visual_tokenizer import OvisVision
 
@@ -37,7 +38,8 @@ class OvisModule(MLLMModule):
     Every `stage.log_every` steps the metrics say of the visual words what `usage.WordUsage.numbers` does; what it needs
     is counted in the forward pass of training, and only then brought to the host.
 
-    max_tau, min_tau: the line that tau follows over the stage with gumbel_argmax (reference/ovis.md, section 2).
+    max_tau, min_tau: the line that tau follows over the stage with gumbel_argmax alone; None takes the published
+        ends.
     redraw_from: the backbone's layers from this one on are drawn anew before training (-1 in stage 1 of 1.0: the last
         of CLIP's 24); a resumed run takes its checkpoint's instead.
     """
@@ -50,14 +52,17 @@ class OvisModule(MLLMModule):
         seed: int = 0,
         sources: Sequence[str] = (),
         domains: Sequence[str] = (),
-        max_tau: float = 5.0,
-        min_tau: float = 0.05,
+        max_tau: float | None = None,
+        min_tau: float | None = None,
         redraw_from: int | None = None,
     ) -> None:
         super().__init__(model, stage, seed=seed, sources=sources, domains=domains)
-        if not 0 < min_tau <= max_tau:
-            raise ValueError(f"max_tau={max_tau}, min_tau={min_tau}: give 0 < min_tau <= max_tau")
-        self.max_tau, self.min_tau = max_tau, min_tau
+        if self.vision.tokenize != "gumbel_argmax" and (max_tau is not None or min_tau is not None):
+            raise ValueError(
+                f"max_tau={max_tau}, min_tau={min_tau}: only tokenize=gumbel_argmax has a temperature, this model has "
+                f"tokenize={self.vision.tokenize}; leave them out"
+            )
+        self.max_tau, self.min_tau = tau_ends(max_tau, min_tau)
         if self.vision.connector == "table":
             self.vision.usage = WordUsage()
         if redraw_from is not None:
@@ -109,11 +114,6 @@ def trained_parts(model: MultimodalLM) -> dict[str, int]:
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     counts = Counter(told for name in names for ours, told in PUBLISHED_PARTS.items() if name.startswith(f"{ours}."))
     return {told: counts[told] for told in PUBLISHED_PARTS.values() if counts[told]}
-
-
-def tau_at_step(step: int, max_steps: int, *, max_tau: float = 5.0, min_tau: float = 0.05) -> float:
-    """tau before optimiser step `step`, from 0: a line whose end is the step after the last, so never reached."""
-    return max_tau - (max_tau - min_tau) * step / max_steps
 
 
 def whole_warmup(share: float, max_steps: int) -> float:

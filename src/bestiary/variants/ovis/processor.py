@@ -14,8 +14,8 @@ import numpy as np
 
 from bestiary.schema import IGNORE, IMAGE_TAG, Example, Lengths, Sample, SampleTooLongError, Slot
 from bestiary.text.memo import Encoded, EncodedMemo
-from bestiary.text.samples import check_too_long, fingerprint_of, naming, require_text, text_key
-from bestiary.text.tokenizer import Tokenizer, load_tokenizer
+from bestiary.text.samples import check_quirks, check_too_long, fingerprint_of, naming, require_text, text_key
+from bestiary.text.tokenizer import load_tokenizer
 from bestiary.variants.ovis import geometry
 from bestiary.variants.ovis.canvas import PLANES, canvases, views_on_one_canvas
 from bestiary.variants.ovis.formatters import (
@@ -84,7 +84,8 @@ class OvisProcessor:
         too_long: str = "error",
         quirks: Sequence[str] = (),
     ) -> None:
-        _check_choices(too_long, quirks)
+        check_too_long(too_long)
+        check_quirks(quirks, QUIRKS)
         self.version, self.chat_format = version, chat_format
         self._version, self._form = version_named(version), format_named(version, chat_format)
         needed = (geometry.GRID_MARKS,) if self._version.has_grid else (0, 2)
@@ -96,9 +97,9 @@ class OvisProcessor:
         self.max_tokens, self.too_long = max_tokens, too_long
         self.max_partition, self.max_partition_many, self.adaptive = max_partition, max_partition_many, adaptive
         self.quirks = tuple(quirks)
-        self._stops = [[_control_id(self.tokenizer, token)] for token in self._form.stops]
+        self._stops = [[self.tokenizer.control_id(token)] for token in self._form.stops]
         for token in self._form.controls:
-            _control_id(self.tokenizer, token)
+            self.tokenizer.control_id(token)
         self._memo = EncodedMemo()
 
     # The contract of schema.Processor
@@ -335,23 +336,6 @@ class OvisProcessor:
             len(slots),
             end,
         )
-
-
-def _check_choices(too_long: str, quirks: Sequence[str]) -> None:
-    check_too_long(too_long)
-    if unknown := [quirk for quirk in quirks if quirk not in QUIRKS]:
-        raise ValueError(f"quirk {unknown[0]!r} is unknown; there are {', '.join(QUIRKS)}")
-
-
-def _control_id(tokenizer: Tokenizer, token: str) -> int:
-    """The id of a control token that the conversation format writes; ValueError where the tokenizer has none."""
-    ids = tokenizer.encode(token)
-    if len(ids) != 1:
-        raise ValueError(
-            f"tokenizer {tokenizer.path} has no token {token}, which this conversation format writes; "
-            "choose the chat_format of the decoder, or its tokenizer"
-        )
-    return ids[0]
 
 
 def _is_caption(sample: Sample) -> bool:

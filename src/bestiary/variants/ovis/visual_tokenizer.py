@@ -25,7 +25,7 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 from bestiary.variants.ovis.canvas import PLANES
 from bestiary.variants.ovis.table import Choice, Tokenize, check_tokenize, embed_words, word_logits
 from bestiary.variants.ovis.usage import WordUsage
-from bestiary.vision.encoders import CLIP_MEAN, CLIP_STD, channels, grid_side
+from bestiary.vision.encoders import CLIP_MEAN, CLIP_STD, channels, grid_side, vision_sizes
 
 HALF = (0.5, 0.5, 0.5)
 """Mean and standard deviation of SigLIP's pixels (section 1.5)."""
@@ -40,15 +40,9 @@ def clip_backbone(
     grid_side(image_px, patch_px)
     return CLIPVisionModel(
         CLIPVisionConfig(
-            hidden_size=width,
-            intermediate_size=mlp_dim,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            image_size=image_px,
-            patch_size=patch_px,
+            **vision_sizes(image_px, patch_px, width, layers, heads, mlp_dim),
             hidden_act=activation,
             layer_norm_eps=1e-5,
-            attn_implementation="sdpa",
         )
     )
 
@@ -66,15 +60,9 @@ def siglip_backbone(
     """SigLIP's vision transformer, its last norm and pooling head included though unused (section 5 "1.5")."""
     return SiglipVisionModel(
         SiglipVisionConfig(
-            hidden_size=width,
-            intermediate_size=mlp_dim,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            image_size=image_px,
-            patch_size=patch_px,
+            **vision_sizes(image_px, patch_px, width, layers, heads, mlp_dim),
             hidden_act=activation,
             layer_norm_eps=1e-6,
-            attn_implementation="sdpa",
         )
     )
 
@@ -91,7 +79,7 @@ class OvisVision(nn.Module):
     vocab_size: visual words, marks included (131072). num_marks: 2 (begin, end), 5 (grid) or 0.
     num_views: 1, or 5 for the picture and its quarters side by side (S2).
     stride: so many patches each way make one token. keep_class: the class token is a visual token too.
-    tokenize, tau: see `table.Choice`. Noise is drawn in training alone.
+    tokenize, tau: see `table.Choice`. Noise is drawn in training alone; noisy_eval: in evaluation, too, as published.
     connector: "table" is Ovis; "linear" and "mlp" (two layers, GELU between them, `connector_width` wide, by default
         as the decoder) are the baselines of the paper's ablation: features go straight to the decoder's width, rows and
         marks stay as many, and the table holds the marks alone. Stages train `head` and `table` in all of them.
@@ -109,6 +97,7 @@ class OvisVision(nn.Module):
         keep_class: bool = False,
         tokenize: Tokenize = "softmax",
         tau: float = 1.0,
+        noisy_eval: bool = False,
         connector: Connector = "table",
         connector_width: int | None = None,
     ) -> None:
@@ -130,7 +119,9 @@ class OvisVision(nn.Module):
         self.mean, self.std = (CLIP_MEAN, CLIP_STD) if kind == "clip" else (HALF, HALF)
         self.canvas_px, self.num_views, self.num_marks = int(sizes["image_px"]), num_views, num_marks
         self.stride, self.keep_class = stride, keep_class
-        self.tokenize, self.tau = tokenize, tau
+        if noisy_eval and tokenize != "gumbel_argmax":
+            raise ValueError(f"noisy_eval: only tokenize=gumbel_argmax draws noise, not {tokenize}; leave it out")
+        self.tokenize, self.tau, self.noisy_eval = tokenize, tau, noisy_eval
         self.usage: WordUsage | None = None
         """Counts the words that training chooses, where somebody asks (`module.OvisModule`)."""
         self.grid = sizes["image_px"] // sizes["patch_px"]
@@ -195,7 +186,7 @@ class OvisVision(nn.Module):
         if self.connector != "table":
             return cast(Tensor, self.head(features))
         seed = None
-        if self.training and self.tokenize == "gumbel_argmax" and noise is None:
+        if (self.training or self.noisy_eval) and self.tokenize == "gumbel_argmax" and noise is None:
             seed = int(torch.randint(1 << 62, ()))
         usage = self.usage if self.training else None
         choice = Choice(self.tokenize, self.tau, seed, None if noise is None else noise.flatten(0, 1), usage=usage)

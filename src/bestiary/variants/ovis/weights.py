@@ -15,6 +15,7 @@ import torch
 from bestiary.mllm import MultimodalLM
 from bestiary.variants.conversion import Converter, Report, Rule
 from bestiary.variants.hf_folder import HfFolder, read_object
+from bestiary.variants.hf_layout import NO_ROTATION
 from bestiary.variants.ovis import config_json
 from bestiary.variants.ovis.model import decoder_config
 from bestiary.variants.ovis.visual_tokenizer import OvisVision
@@ -26,28 +27,26 @@ OVIS_RULES = (
     Rule("vte.weight", ("vision.table.weight",)),
 )
 OVIS = Converter(OVIS_RULES)
-_NO_ROTATION = 2
-"""`Converter` asks for the width of a head, which only rotary rules read; there are none."""
 
 
 def to_ours(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Published tensors under our names."""
-    return OVIS.to_ours(state, head_dim=_NO_ROTATION)
+    return OVIS.to_ours(state, head_dim=NO_ROTATION)
 
 
 def to_reference(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Our tensors (a state, or gradients) under the published names."""
-    return OVIS.to_reference(state, head_dim=_NO_ROTATION)
+    return OVIS.to_reference(state, head_dim=NO_ROTATION)
 
 
 def manifest(model: MultimodalLM) -> dict[str, tuple[int, ...]]:
     """Published names and shapes of a model of any size, also on the meta device."""
-    return OVIS.manifest(model, head_dim=_NO_ROTATION)
+    return OVIS.manifest(model, head_dim=NO_ROTATION)
 
 
 def load_reference(model: MultimodalLM, state: Mapping[str, torch.Tensor], *, may_lack: Sequence[str] = ()) -> Report:
     """Put published tensors into the model, strictly; `may_lack` as in `conversion.load_state`."""
-    return OVIS.load_reference(model, state, head_dim=_NO_ROTATION, may_lack=may_lack)
+    return OVIS.load_reference(model, state, head_dim=NO_ROTATION, may_lack=may_lack)
 
 
 def load_published(model: MultimodalLM, folder: str | Path, *, may_lack: Sequence[str] = ()) -> Report:

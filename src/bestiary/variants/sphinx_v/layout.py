@@ -9,7 +9,7 @@ import fnmatch
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from bestiary.config import Run
 from bestiary.mllm import MultimodalLM
 from bestiary.variants.conversion import Converter
 from bestiary.variants.hf_folder import read_object
-from bestiary.variants.layouts import FirstExport, Published, Shapes, Source, tokenizer_of
+from bestiary.variants.layouts import FirstExport, Published, Shapes, Source, Writing, tokenizer_of
 from bestiary.variants.sphinx.consolidated import (
     FILE_NAMES,
     Format,
@@ -74,7 +74,10 @@ class Family:
     has_regions: bool = False
     is_guess: bool = False
     key_word: str = "llama_type"
+    embedding: str = EMBEDDING
+    derived: re.Pattern[str] = DERIVED
     allows_spare_ids: bool = False
+    begins: str = ""
 
     @property
     def cuts(self) -> int:
@@ -85,16 +88,6 @@ class Family:
     def identity(self) -> dict[str, str]:
         """The views of a picture, where the files say which."""
         return views_identity(views_of(self.cuts)) if self.cuts and not self.is_guess else {}
-
-    @property
-    def embedding(self) -> str:
-        """The tensor with a row for every piece of the tokenizer."""
-        return EMBEDDING
-
-    @property
-    def derived(self) -> re.Pattern[str]:
-        """Names of tables that a model computes by itself."""
-        return DERIVED
 
     def expected(self, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Published names and shapes of a whole checkpoint at the sizes these tensors tell."""
@@ -220,36 +213,26 @@ class SphinxLayout:
         """None: its files do not say how the pictures are made."""
         return None
 
-    def first_export(self, run: Run, model: MultimodalLM) -> FirstExport | None:
+    def first_export(self, run: Run, model: MultimodalLM, *, step: int) -> FirstExport | None:
         """None: the order of the shards' tensors and their dtypes are an import's."""
         return None
 
-    def write(
-        self,
-        folder: Path,
-        published: Published,
-        whole: Callable[[str], torch.Tensor],
-        shapes: Mapping[str, tuple[int, ...]],
-        *,
-        side_files: Mapping[str, Path],
-        layout: str,
-        num_shards: int | None,
-    ) -> tuple[list[str], int]:
+    def write(self, folder: Path, asked: Writing) -> tuple[list[str], int]:
         """Shards one after another, each of them in memory, and the side files in the target's words."""
-        target = cast(Format, layout)
+        published, target = asked.published, cast(Format, asked.layout)
         if target == "meta" and published.llama_type != "llama":
             name = self.model_called(published.llama_type).name
             raise ValueError(f"Meta's layout holds LLaMA alone, not {name}; use --layout consolidated")
-        total = published.num_shards if num_shards is None else num_shards
-        check_cut(shapes, total)
+        total = published.num_shards if asked.num_shards is None else asked.num_shards
+        check_cut(asked.shapes, total)
         files = [file_name(target, rank, total) for rank in range(total)]
         num_bytes = 0
         for rank, name in enumerate(files):
-            tensors = {theirs: shard_of(theirs, whole(theirs), rank, total) for theirs in shapes}
+            tensors = {theirs: shard_of(theirs, asked.whole(theirs), rank, total) for theirs in asked.shapes}
             num_bytes += sum(tensor.nbytes for tensor in tensors.values())
             save_shard(tensors, folder / name, layout=target, wrapped=published.wrapped or target != published.layout)
             del tensors
-        _write_side_files(folder, side_files, published, target, shapes)
+        _write_side_files(folder, asked.side_files, published, target, asked.shapes)
         return files, num_bytes
 
 

@@ -9,7 +9,6 @@ Shape letters: R region rows (prompt slots), E examples with prompts, C prompt w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -61,25 +60,6 @@ class PromptEncoder(nn.Module):
         box = corners + torch.where(used, used_box, empty_box)
         lifted = self.up((point + torch.where(used, used_point, empty_point)).to(self.up.weight.dtype))
         return torch.where((kinds == RegionKind.POINT).unsqueeze(-1), lifted.to(box.dtype), box)
-
-    def init_from_sam(self, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-        """Copy what Segment Anything's prompt encoder has learned; returns our names of what changed.
-
-        tensors: SAM's state with its own names (`prompt_encoder.` and on); the rest of SAM is passed over.
-        """
-        missing = [name for name in SAM_NAMES if name not in tensors]
-        if missing:
-            raise ValueError(f"not a SAM state: it lacks {missing}; give the tensors of a full SAM checkpoint")
-        own = dict(self.named_parameters())
-        with torch.no_grad():
-            for theirs, ours in SAM_NAMES.items():
-                if own[ours].shape != tensors[theirs].shape:
-                    raise ValueError(
-                        f"SAM's {theirs} is {tuple(tensors[theirs].shape)} but {ours} is {tuple(own[ours].shape)}; "
-                        "build the prompt encoder with SAM's width"
-                    )
-                own[ours].copy_(tensors[theirs])
-        return list(SAM_NAMES.values())
 
 
 def _weights(embeddings: nn.ModuleList) -> list[torch.Tensor]:

@@ -1,0 +1,1 @@
+"""What a training step of Monkey costs beside a plain port of the published loop."""

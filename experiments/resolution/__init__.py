@@ -1,0 +1,1 @@
+"""Small text against the number of windows, with and without adapters of their own, at demo scale."""
