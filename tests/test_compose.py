@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from bestiary.compose import base_of, build, check_targets, explain, load_run, register_schema, signature, typed
@@ -103,6 +104,17 @@ def test_unknown_overrides_and_choices_end_with_one_line() -> None:
         assert done.returncode == 1, arguments
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
         assert near in done.stderr
+
+
+def test_an_unknown_key_of_eval_is_told_the_keys_that_eval_has() -> None:
+    register_schema()
+    for wrong, near in [("acelerator=gpu", "accelerator"), ("cluster.threads=1", "suite")]:
+        with (
+            initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+            pytest.raises(HydraException) as raised,
+        ):
+            compose("eval", overrides=["run=x", wrong])
+        assert f"in Evaluation; nearest valid: {near}  (" in explain(raised.value)
 
 
 def test_targets_outside_the_allowlist_are_refused() -> None:

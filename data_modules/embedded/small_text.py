@@ -67,8 +67,8 @@ def draw(
     for word, height, (room, borders) in zip(words, heights_px, places, strict=True):
         style = rng.choice(_PANELS) if domain == "multi_panel" else domain
         if domain == "multi_panel":
-            panel = tuple(round(edge) for edge in room)
-            image.paste(_ground(rng, style, split, (panel[2] - panel[0], panel[3] - panel[1])), panel[:2])
+            x0, y0, x1, y1 = (round(edge) for edge in room)
+            image.paste(_ground(rng, style, split, (x1 - x0, y1 - y0)), (x0, y0))
         boxes.append(_word(rng, canvas, style, word, height, room, [part * size_px[0] for part in borders]))
     return image, boxes
 

@@ -322,7 +322,8 @@ def explain(error: BaseException) -> str:
     unknown = re.search(r"Key '([^']+)' (?:is )?not in '([^']+)'", line)
     if unknown:
         key, holder = unknown.groups()
-        keys = {k for k, kind in schema_keys() if kind.__name__ == holder} or {k for k, _ in schema_keys()}
+        every = [pair for schema in (Run, Evaluation) for pair in schema_keys(schema)]
+        keys = {k for k, kind in every if kind.__name__ == holder} or {k for k, _ in schema_keys()}
         keys |= set(GROUPS) if holder == "Run" else set()
         return f"unknown key {key!r} in {holder}{nearest(key, keys)}  ({text.split(' full_key')[0]})"
     group = re.search(r"Could not find '([^']+)/([^'/]+)'", line)

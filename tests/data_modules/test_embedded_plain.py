@@ -106,7 +106,7 @@ def test_heldout_texts_and_pictures_show_what_training_never_does():
         for source in (task, task + HELDOUT):
             for sample in some(source, 16):
                 labels = [thing["label"] for thing in sample.meta.get("objects", ())]
-                if sample.domain == "document":
+                if sample.domain == "document" and task != "monkey_texts":  # whose words are split in pairs everywhere
                     assert all(is_heldout_string(text) == source.endswith(HELDOUT) for text in labels)
                 elif labels:
                     pairs = [(a, b) for i, a in enumerate(labels) for b in labels[:i]]

@@ -68,6 +68,12 @@ def test_ragged_prompts_get_the_ids_that_transformers_finds_for_each_alone(
         assert any(len(ids) < 12 for ids in found), "no answer ended: the case shows nothing"
 
 
+def test_an_end_that_is_not_among_the_best_continuations_ends_nothing(decoder: Decoder, prompts: list[Tensor]) -> None:
+    eos = [10, 20, 21, 25, 26, 32, 33, 37]
+    found = ours(decoder, prompts[1:2], 2, [12], [[token] for token in eos])
+    assert found == [published(decoder, prompts[1], 2, 12, eos)] and len(found[0]) == 12
+
+
 def test_no_hypothesis_ends_before_the_shortest_length(decoder: Decoder, prompts: list[Tensor]) -> None:
     eos = sorted({token for ids in ours(decoder, prompts[:2], 3, [8] * 2, []) for token in ids})
     short, found = (ours(decoder, prompts[:2], 3, [8] * 2, [[token] for token in eos], min_new=n) for n in (0, 5))

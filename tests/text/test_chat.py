@@ -65,7 +65,26 @@ def test_answers_that_are_not_found_are_refused() -> None:
         chat.search_labels([1, 5, 6, 7, 2], [[5, 6], [5, 6]])
 
 
-def test_a_piece_across_the_answer_is_refused() -> None:
+def test_the_first_turn_beyond_a_row_is_the_one_whose_last_token_it_cannot_hold() -> None:
+    template, turns = chat.TEMPLATES["current"], [Turn("human", "One?"), Turn("assistant", "1"), Turn("human", "Two?")]
+    takes = [len(TOKENIZER.encode(chat.render(template, turns[:n]).text, bos=True)) for n in (1, 2, 3)]
+    for number, (room, after) in enumerate(zip(takes, (2, 3, None), strict=True), 1):
+        assert chat.first_beyond(TOKENIZER, template, turns, room - 1) == number
+        assert chat.first_beyond(TOKENIZER, template, turns, room) == after
+
+
+@pytest.mark.parametrize("edges", ["one piece", "behind the begin", "over the begin", "over the end"])
+def test_a_piece_across_the_answer_is_refused(edges: str) -> None:
+    turns = [Turn("human", "a"), Turn("assistant", "b"), Turn("human", "c")]
+    rendered = chat.render(chat.TEMPLATES["current"], turns)
+    [(first, stop)], size = rendered.spans, len(rendered.text)
+    begins, ends = {
+        "one piece": ([0], [size]),
+        "behind the begin": ([0, first + 1, stop], [first, stop, size]),
+        "over the begin": ([0, first, stop], [first + 1, stop, size]),
+        "over the end": ([0, first, stop - 1], [first, stop - 1, size]),
+    }[edges]
+
     class Merging:
         bos_id, eos_id = 1, 2
 
@@ -75,9 +94,8 @@ def test_a_piece_across_the_answer_is_refused() -> None:
         encode_segment = encode
 
         def encode_spans(self, text: str) -> tuple[list[int], list[int], list[int]]:
-            return [9], [0], [len(text)]
+            return [9] * len(begins), begins, ends
 
-    rendered = chat.render(chat.TEMPLATES["current"], [Turn("human", "a"), Turn("assistant", "b")])
     with pytest.raises(ValueError, match="merges the edge of the answer"):
         chat.encode_rendered(Merging(), rendered)
 

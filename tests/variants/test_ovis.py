@@ -221,6 +221,8 @@ def test_a_prompt_is_the_training_sequence_up_to_the_answer() -> None:
     assert cut(made_by.prompt(item), made_by(item))
     untagged = made_by.prompt(sample("What?", WIDE))
     assert np.array_equal(untagged.ids, made_by.prompt(item).ids), "a picture without a tag stands in front"
+    several = made_by.prompt(sample("What?", WIDE, TALL))
+    assert np.array_equal(several.ids, made_by.prompt(sample("<image>\n<image>\nWhat?", WIDE, TALL)).ids)
 
 
 def test_a_prompt_may_hold_the_first_words_of_its_answer() -> None:
@@ -300,6 +302,8 @@ def test_gumbel_words_have_noise_in_training_alone() -> None:
         assert not torch.equal(published(pixels), published(pixels)), "the published code draws noise always"
     with pytest.raises(ValueError, match="noisy_eval: only tokenize=gumbel_argmax draws noise, not softmax"):
         tiny("1.0", noisy_eval=True)
+    with pytest.raises(ValueError, match="tau=5.0: only tokenize=gumbel_argmax has a temperature, not softmax"):
+        tiny("1.0", tau=5.0)
 
 
 @torch.no_grad()

@@ -182,6 +182,13 @@ def test_too_long_names_both_numbers_or_cuts_the_text_only() -> None:
     assert len(_make(reference_quirks=True)(long)) == 200
 
 
+def test_a_row_that_lacks_room_for_the_end_alone_names_the_last_turn() -> None:
+    whole = len(_make()(SAMPLE))
+    assert len(_make(max_tokens=whole)(SAMPLE)) == whole
+    with pytest.raises(SampleTooLongError, match=r"turn 2 \(assistant\) is the first to pass"):
+        _make(max_tokens=whole - 1)(SAMPLE)
+
+
 def test_a_question_that_fills_the_row_leaves_nothing_to_learn() -> None:
     turns = (Turn("human", "long " * 200), Turn("assistant", "A dog."))
     with pytest.raises(SampleError, match="no answer is left; raise max_tokens"):
@@ -220,6 +227,12 @@ def test_a_prompt_needs_a_question() -> None:
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match=r"max_tokens=100 leaves no room .* an image takes 90 positions"):
         _make(max_tokens=100, image_rows=90)
+    with pytest.raises(ValueError, match="set max_tokens well above") as told:
+        _make(max_tokens=1)
+    frame = int(str(told.value).rsplit(" ", 1)[1])
+    with pytest.raises(ValueError, match=f"max_tokens={frame} leaves no room"):
+        _make(max_tokens=frame)
+    assert _make(max_tokens=frame + 1).max_tokens == frame + 1
     with pytest.raises(ValueError, match="too_long='drop' is unknown; choose one of error, skip, truncate_text"):
         _make(too_long="drop")
     with pytest.raises(ValueError, match="chat template 'alpacca' is unknown"):

@@ -134,6 +134,8 @@ NAN = float("nan")
 BAD = {
     r"region 1 \(box 0.1 0.2 1.2 0.8\) lies outside": {"regions": (Region("box", (0.1, 0.2, 1.2, 0.8), 1),)},
     r"region 1 \(point -0.1 0.5\) lies outside": {"regions": (Region("point", (-0.1, 0.5), 1),)},
+    r"region 1 \(point 0.5 1.0001\) lies outside": {"regions": (Region("point", (0.5, 1.0001), 1),)},
+    r"region 1 \(point -0.0001 0.5\) lies outside": {"regions": (Region("point", (-0.0001, 0.5), 1),)},
     r"\(box 0.1 0.2 0.1 0.8\) has no size": {"regions": (Region("box", (0.1, 0.2, 0.1, 0.8), 1),)},
     r"\(box 0.6 0.2 0.1 0.8\) has no size or a negative one": {"regions": (Region("box", (0.6, 0.2, 0.1, 0.8), 1),)},
     r"\(stroke 0.1 0.2 0.1 0.2\) has no length": {"regions": (Region("stroke", (0.1, 0.2, 0.1, 0.2), 1),)},

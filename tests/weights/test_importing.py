@@ -14,6 +14,7 @@ from torch import nn
 from bestiary.config import Stage
 from bestiary.training.parents import load_first_weights, load_parent
 from bestiary.variants.sphinx import weights as sphinx_weights
+from bestiary.variants.sphinx.consolidated import find_shards
 from bestiary.variants.sphinx.model import build_sphinx
 from bestiary.variants.tensor_file import TensorFile
 from bestiary.weights.importing import Asked, import_weights
@@ -53,6 +54,13 @@ def test_an_import_is_a_parent_and_first_weights_with_the_published_values(tmp_p
 def _assert_equal(model: nn.Module, expected: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[name]), name
+
+
+def test_shards_stand_in_the_order_of_their_numbers_not_of_their_names(tmp_path: Path) -> None:
+    files = [tmp_path / f"consolidated.{rank}-of-11.model.pth" for rank in range(11)]
+    for file in files:
+        file.touch()
+    assert find_shards(tmp_path) == ("consolidated", files)
 
 
 def test_a_delta_is_added_to_its_base_in_the_bases_dtype(tmp_path: Path) -> None:

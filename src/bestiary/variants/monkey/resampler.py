@@ -57,9 +57,9 @@ class Resampler(nn.Module):
         side = math.isqrt(num_queries)
         if side**2 != num_queries:
             raise ValueError(f"queries={num_queries}: they stand for a square grid; give 256, 64, 16 ...")
-        if out_dim % min(HEAD_DIM, out_dim):
-            raise ValueError(f"the resampler's width {out_dim} is no multiple of its head's, {HEAD_DIM}")
         self.heads = max(1, out_dim // HEAD_DIM)
+        if out_dim % self.heads:
+            raise ValueError(f"the resampler's width {out_dim} is no multiple of its {self.heads} heads; change it")
         # Not trained unless a stage names it; the published recipe does (section 3.3).
         self.pos_embed = nn.Parameter(sincos_table(out_dim, side), requires_grad=False)
         self.query = nn.Parameter(torch.empty(num_queries, out_dim))

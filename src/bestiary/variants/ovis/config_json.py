@@ -90,6 +90,7 @@ def vision_arguments(config: Config) -> dict[str, Any]:
         raise ValueError(f"config.json says hd_booster {vision['hd_booster']!r}; there are s2wrapper and -adaptive")
     # A class token that is not dropped is a visual token; SigLIP has none. Clip of 1.0 has a stride nothing reads.
     sizes = {ours: backbone[theirs] for ours, theirs in BACKBONE_WORDS.items() if theirs in backbone}
+    tokenize = vision.get("tokenize_function", "softmax")
     keeps = kind == "clip" and not vision.get("drop_cls_token", False) and marks != GRID_MARKS
     return {
         "backbone": {"kind": kind, **sizes},
@@ -98,8 +99,8 @@ def vision_arguments(config: Config) -> dict[str, Any]:
         "num_views": views,
         "stride": 1 if version_of(config) == "1.0" else int(vision.get("hidden_stride", 1)),
         "keep_class": keeps,
-        "tokenize": vision.get("tokenize_function", "softmax"),
-        "tau": float(vision.get("tau", 1.0)),
+        "tokenize": tokenize,
+        **({"tau": float(vision.get("tau", 1.0))} if tokenize == "gumbel_argmax" else {}),  # else read by nothing
     }
 
 

@@ -79,7 +79,7 @@ class OvisVision(nn.Module):
     vocab_size: visual words, marks included (131072). num_marks: 2 (begin, end), 5 (grid) or 0.
     num_views: 1, or 5 for the picture and its quarters side by side (S2).
     stride: so many patches each way make one token. keep_class: the class token is a visual token too.
-    tokenize, tau: see `table.Choice`. Noise is drawn in training alone; noisy_eval: in evaluation, too, as published.
+    tokenize, tau: see `table.Choice`; only gumbel_argmax takes a tau, 1 by default. Noise is drawn in training alone; noisy_eval: in evaluation, too, as published.
     connector: "table" is Ovis; "linear" and "mlp" (two layers, GELU between them, `connector_width` wide, by default
         as the decoder) are the baselines of the paper's ablation: features go straight to the decoder's width, rows and
         marks stay as many, and the table holds the marks alone. Stages train `head` and `table` in all of them.
@@ -96,7 +96,7 @@ class OvisVision(nn.Module):
         stride: int = 1,
         keep_class: bool = False,
         tokenize: Tokenize = "softmax",
-        tau: float = 1.0,
+        tau: float | None = None,
         noisy_eval: bool = False,
         connector: Connector = "table",
         connector_width: int | None = None,
@@ -121,7 +121,9 @@ class OvisVision(nn.Module):
         self.stride, self.keep_class = stride, keep_class
         if noisy_eval and tokenize != "gumbel_argmax":
             raise ValueError(f"noisy_eval: only tokenize=gumbel_argmax draws noise, not {tokenize}; leave it out")
-        self.tokenize, self.tau, self.noisy_eval = tokenize, tau, noisy_eval
+        if tau is not None and tokenize != "gumbel_argmax":
+            raise ValueError(f"tau={tau}: only tokenize=gumbel_argmax has a temperature, not {tokenize}; leave it out")
+        self.tokenize, self.tau, self.noisy_eval = tokenize, 1.0 if tau is None else tau, noisy_eval
         self.usage: WordUsage | None = None
         """Counts the words that training chooses, where somebody asks (`module.OvisModule`)."""
         self.grid = sizes["image_px"] // sizes["patch_px"]
