@@ -46,7 +46,8 @@ def parquet_records(path: Path, *, columns: Sequence[str], first: int = 0) -> It
         with ParquetFile(path, pre_buffer=False) as file:  # a buffer keeps all row groups that were read
             has = file.schema_arrow.names
             if missing := [name for name in columns if name not in has]:
-                raise ValueError(f"{path} has no column {', '.join(missing)}, only {', '.join(has)}")
+                told = f"{path} has no column {', '.join(missing)}, only {', '.join(has)}"
+                raise ValueError(f"{told}; write it with these names, or take another file")
             total = max(1, file.metadata.num_rows)
             for batch in file.iter_batches(batch_size=_ROWS):
                 for row in batch.to_pylist():

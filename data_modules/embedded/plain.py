@@ -159,10 +159,11 @@ def build_plain(
 ) -> dict[str, Path]:
     """Write sources into `root/<source>` unless they are there already; returns the folders by source.
 
-    sources: tasks, each with its held-out source, or a held-out source alone. domains: those that pictures are of. sizes: samples by source.
-    processes: None = one a core.
+    sources: tasks, each with its held-out source, or a held-out source alone. domains: those that pictures are of.
+    sizes: samples by source. processes: None = one a core.
     """
-    if unknown := [name for name in sources if name not in plain_source_names()] or [name for name in domains if name not in DOMAINS]:
+    choices_of = ((sources, plain_source_names()), (domains, DOMAINS))
+    if unknown := [name for names, known in choices_of for name in names if name not in known]:
         choices = f"{', '.join(PARTS)} (or one of them with {HELDOUT}), and of {', '.join(DOMAINS)}"
         raise ValueError(f"{unknown[0]!r} is unknown; choose of {choices}")
     counts = {name: size for task in sources for name, size in _sizes(task).items()}

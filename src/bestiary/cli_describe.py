@@ -339,6 +339,6 @@ def _show(tally: Tally, pictures: Pictures, written: list[Path], output: Output)
             table.add_row(what, f"{number:,}")
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100, highlight=False).print(table)
     if not tally.pending:
-        state = "" if written else "nothing has changed: "
         places = written or [path for path in (output.shards, output.page) if path.exists()]
+        state = "" if written or not places else "nothing has changed: "
         sys.stdout.write(f"{state}{', '.join(map(str, places)) or 'nothing to write'}\n")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from bestiary.description.cache import Cache
 from bestiary.description.engine import Engine, Summaries
+from bestiary.description.filters import Overlap
 from bestiary.description.levels import Describer, Experts
 from bestiary.description.tally import Tally
 from bestiary.description.words import Described, Mask, SummaryError
@@ -118,10 +119,17 @@ def all_experts() -> Experts:
 
 
 def engine(
-    folder: Path, experts: Experts, *, writer: Writer | None = None, allowed: int = 0, workers: int = 2
+    folder: Path,
+    experts: Experts,
+    *,
+    writer: Writer | None = None,
+    allowed: int = 0,
+    workers: int = 2,
+    overlap: Overlap = "exact",
 ) -> Engine:
     """An engine with the cache in `folder`; CALLS begin at 0."""
     CALLS.clear()
     cache = Cache(folder)
     summaries = None if writer is None else Summaries(writer, cache)
-    return Engine(lambda: Describer(experts, cache), summaries, Tally(allowed), workers=workers, requests=2)
+    tally = Tally(allowed)
+    return Engine(lambda: Describer(experts, cache), summaries, tally, overlap, workers=workers, requests=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from bestiary.description.crops import box_crop, segment_crop
 from bestiary.description.engine import FAILURES_IN_A_ROW
 from bestiary.description.experts import Folders, chosen, load
+from bestiary.description.filters import Overlap
 from bestiary.description.levels import Experts
 from bestiary.description.tally import BudgetError
 from bestiary.description.words import Mask, share_box
@@ -41,6 +43,15 @@ def test_all_levels_reach_the_summary_and_a_second_run_asks_nobody(tmp_path: Pat
     assert again.tally.identity == first.tally.identity
 
 
+def test_the_published_overlap_is_that_of_the_prompt_and_of_what_is_written(tmp_path: Path) -> None:
+    found = []
+    for overlap in get_args(Overlap):
+        run = engine(tmp_path, all_experts(), writer=Writer(), overlap=overlap)
+        run.run(files(100))
+        found += [len(one.levels.segments) for _, _, one in run.results(files(100))]
+    assert found == [2, 1] and CALLS["writer"] == 1
+
+
 def test_another_expert_asks_anew_and_keeps_what_the_others_said(tmp_path: Path) -> None:
     engine(tmp_path, all_experts(), writer=Writer()).run(files(100))
     changed = all_experts()
@@ -48,6 +59,13 @@ def test_another_expert_asks_anew_and_keeps_what_the_others_said(tmp_path: Path)
     second = engine(tmp_path, changed, writer=Writer())
     second.run(files(100))
     assert dict(CALLS) == {"colours": 1}, "equal words make an equal prompt, whose summary is there"
+    changed.segment_captions.fingerprint = "pieces, other weights"
+    engine(tmp_path, changed, writer=Writer()).run(files(100))
+    assert CALLS.keys() == {"stripes", "pieces"}
+    writer = Writer()
+    writer.fingerprint = "writer, other weights"
+    engine(tmp_path, changed, writer=writer).run(files(100))
+    assert dict(CALLS) == {"writer": 1}
 
 
 def test_a_picture_under_two_names_is_summarised_once_and_keeps_both(tmp_path: Path) -> None:
@@ -91,6 +109,15 @@ def test_a_summariser_that_is_down_is_let_alone_while_the_experts_go_on(tmp_path
     assert "too many failed" in down.tally.last_postponed
 
 
+def test_a_summariser_that_answers_now_and_then_is_not_let_alone(tmp_path: Path) -> None:
+    writer = Writer()
+    run = engine(tmp_path, TEXTS, writer=writer)
+    few = FAILURES_IN_A_ROW - 1
+    for first, number, writer.down in ((100, few, 1000), (110, 1, 0), (120, few, 1000), (130, 1, 0)):
+        run.run(files(*range(first, first + number)))
+    assert (run.tally.described, run.tally.pending) == (2, 2 * few)
+
+
 @pytest.mark.parametrize("tag", ["<image>", "<img>", "</img>"])
 def test_a_summary_that_names_a_picture_of_its_own_is_refused_and_not_kept(tmp_path: Path, tag: str) -> None:
     run = engine(tmp_path, TEXTS, writer=Writer(says=f"A dog {tag} here."), allowed=1)
@@ -99,10 +126,13 @@ def test_a_summary_that_names_a_picture_of_its_own_is_refused_and_not_kept(tmp_p
     assert not (tmp_path / "summaries").exists()
 
 
-def test_a_damaged_answer_in_the_cache_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("content", [b'{"key": ', b'{"key": ["of another picture"], "answer": []}'])
+def test_a_damaged_answer_in_the_cache_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
     engine(tmp_path, TEXTS).run(files(100))
     [path] = (tmp_path / "texts").rglob("*.json")
-    path.write_bytes(b'{"key": ')
+    path.write_bytes(content)
     second = engine(tmp_path, TEXTS)
     second.run(files(100))
     assert CALLS["letters"] == 1 and path.name in caplog.text

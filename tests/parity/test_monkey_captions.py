@@ -50,6 +50,12 @@ def test_the_published_overlap_is_reproduced_and_ours_is_the_true_one(case: Path
         assert iou(a, b) == pytest.approx(shared / whole, abs=1e-9)
 
 
+def test_neighbours_with_one_caption_go_by_the_published_overlap_alone() -> None:
+    near = tuple(Described("a dog", (left, 0.1, left + 0.1, 0.2), 0.9) for left in (0.1, 0.16))
+    assert Levels(segments=near).kept().segments == near
+    assert Levels(segments=near).kept(overlap="published").segments == near[:1]
+
+
 def test_later_boxes_of_a_caption_are_compared_with_the_first_one_alone() -> None:
     def dog(left: float) -> Described:
         return Described("a dog", (left, 0.0, left + 1.0, 1.0), 0.9)

@@ -22,7 +22,7 @@ def _published(folder: Path, **changes: Any) -> MultimodalLM:
     num_windows = sum(name.startswith(lora) for name in shapes) // 3
     width, hidden = shapes["transformer.visual.ln_pre.weight"][0], shapes["transformer.ln_f.weight"][0]
     vision = {
-        "image_px": [448 * 2, 448 * num_windows // 2],
+        "image_px": [448, 448 * num_windows],
         "window_px": 448,
         "patch_px": shapes["transformer.visual.conv1.weight"][-1],
         "width": width,
@@ -57,9 +57,10 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 @pytest.mark.slow
 @FULL
 def test_names_and_shapes_of_the_published_model_are_ours(folder: Path) -> None:
-    model = _published(folder)
-    assert manifest(model) == _shapes(folder / "full_manifest.json")
-    assert model.layout["image_rows"] == 1280
+    model, shapes = _published(folder), _shapes(folder / "full_manifest.json")
+    assert manifest(model) == shapes
+    queries = shapes["transformer.visual.attn_pool.query"][0]
+    assert model.layout["image_rows"] == model.layout["num_views"] * queries
 
 
 @pytest.mark.slow

@@ -16,9 +16,12 @@ from bestiary.schema import IGNORE, Region, Sample, SampleError, SampleTooLongEr
 from bestiary.text.qwen_tokenizer import CONTROLS, QwenTokenizer
 from bestiary.text.tokenizer import load_tokenizer
 from bestiary.variants.monkey import weights
+from bestiary.variants.monkey.chat import END, START, chat_context
 from bestiary.variants.monkey.decoder import QwenDecoder
 from bestiary.variants.monkey.model import MonkeyVision, build_monkey
 from bestiary.variants.monkey.processor import MonkeyProcessor
+from bestiary.variants.monkey.resampler import Resampler
+from bestiary.variants.monkey.tags import check_places
 from data_modules.collate import collate_rows
 from tests.parity.ovis_cases import png
 
@@ -143,6 +146,19 @@ def test_what_is_frozen_in_front_of_the_adapters_is_not_recorded() -> None:
     }
 
 
+def recorded_views(vision: MonkeyVision) -> list[int]:
+    """How many views go through the last block with a record for the backward pass, call by call of the next one."""
+    kept: list[int] = []
+
+    def look(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            kept.append(len(output))
+
+    handle = vision.vit.blocks[-1].register_forward_hook(look)
+    vision.resampler.register_forward_hook(lambda *_: handle.remove())
+    return kept
+
+
 @pytest.mark.parametrize("image_px", [[16, 24], [8, 8]])
 def test_a_backward_pass_without_the_global_view_gives_the_adapters_the_same_gradients(image_px: Any) -> None:
     vision = eye(tiny(image_px)).eval()
@@ -156,14 +172,27 @@ def test_a_backward_pass_without_the_global_view_gives_the_adapters_the_same_gra
             parameter.grad = None
             parameter.requires_grad_(learned in name)
         assert vision.vit.only_windows_learn() == bool(learned)
+        kept = recorded_views(vision)
         rows = vision(torch.rand(2, 3, *image_px, generator=torch.Generator().manual_seed(0)))
         rows.square().sum().backward()
+        assert sum(kept) == vision.num_windows + (not learned), "what nobody learns from is not recorded"
         found.append((rows.detach(), [p.grad for n, p in vision.named_parameters() if "_lora." in n]))
     assert torch.allclose(found[0][0], found[1][0], atol=1e-5)
     for one, other in zip(found[0][1], found[1][1], strict=True):
         assert one is not None and other is not None and (one - other).norm() <= 1e-4 * max(one.norm(), 1e-3)
     with torch.no_grad():
         assert not vision.vit.only_windows_learn()
+
+
+def test_only_weights_with_adapters_say_for_which_windows() -> None:
+    assert eye(tiny([16, 24])).identity != eye(tiny([24, 16])).identity != {}
+    assert eye(tiny(adapters=None)).identity == {}
+
+
+@pytest.mark.parametrize(("width", "heads"), [(64, 1), (192, 1), (256, 2), (320, 2)])
+def test_the_resampler_has_a_head_for_every_whole_128_of_its_width(width: int, heads: int) -> None:
+    resampler = Resampler(num_queries=4, in_dim=8, out_dim=width)
+    assert resampler.heads == heads and resampler(torch.rand(1, 4, 8)).shape == (1, 4, width)
 
 
 @pytest.mark.slow
@@ -289,6 +318,32 @@ def test_what_is_wrong_with_a_sample_is_told_in_one_line(
     with pytest.raises(SampleError) as error:
         refusing(sample(**changes))
     assert problem in str(error.value) and "\n" not in str(error.value) and str(error.value).startswith("sample k: ")
+
+
+def test_the_picture_itself_is_a_box() -> None:
+    check_places("<ref>all</ref><box>(0,0),(1000,1000)</box><quad>(0,0),(1000,0),(1000,1000),(0,1000)</quad>")
+
+
+def test_the_published_single_turn_does_not_move_pictures_of_later_turns(vocabulary: Path) -> None:
+    made_by = processor(vocabulary, tiny([8, 8]), quirks=["single_turn"])
+    turns = (Turn("human", "a"), Turn("assistant", "b"), Turn("human", "<image>c"), Turn("assistant", "d"))
+    with pytest.raises(SampleError, match="behind the first two turns"):
+        made_by(Sample("k", "s", "d", turns, (PICTURE,)))
+
+
+def test_the_oldest_exchanges_go_where_a_chat_outgrows_its_window() -> None:
+    history = [("first", "one"), ("second", "two")]
+
+    def kept(room: int) -> list[bool]:
+        text, ids = chat_context(lambda said: list(said.encode()), "q", history=history, system="s", max_window=room)
+        assert bytes(ids).decode() == text
+        return ["first" in text, "second" in text]
+
+    sizes = [len(f"{START}system\ns{END}")]
+    for question, answer in reversed(history):
+        sizes.append(sizes[-1] + len(f"\n{START}user\n{question}{END}\n{START}assistant\n{answer}{END}"))
+    assert kept(sizes[1]) == [False, False] and kept(sizes[1] + 1) == kept(sizes[2]) == [False, True]
+    assert kept(sizes[2] + 1) == [True, True]
 
 
 @pytest.mark.slow

@@ -302,7 +302,7 @@ def test_gumbel_words_have_noise_in_training_alone() -> None:
         assert not torch.equal(published(pixels), published(pixels)), "the published code draws noise always"
     with pytest.raises(ValueError, match="noisy_eval: only tokenize=gumbel_argmax draws noise, not softmax"):
         tiny("1.0", noisy_eval=True)
-    with pytest.raises(ValueError, match="tau=5.0: only tokenize=gumbel_argmax has a temperature, not softmax"):
+    with pytest.raises(ValueError, match=r"tau=5.0: only tokenize=gumbel_argmax has a temperature, not softmax"):
         tiny("1.0", tau=5.0)
 
 

@@ -42,10 +42,21 @@ def test_a_round_trip_gives_the_files_back(tmp_path: Path, kind: str, shards: in
     making.assert_same_folders(folder, tmp_path / "back")
 
 
-def test_metas_layout_keeps_its_names_and_its_table(tmp_path: Path) -> None:
-    state = making.llama() | {"llma.rope.freqs": torch.rand(2)}
+def test_sizes_in_the_other_layouts_file_go_back_in_it(tmp_path: Path) -> None:
+    folder = making.publish(tmp_path / "in", making.llama())
+    (folder / "config.json").rename(folder / "params.json")
+    import_weights([folder], tmp_path / "out", Asked())
+    export_weights(tmp_path / "out", tmp_path / "back")
+    making.assert_same_folders(folder, tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    "table", ["rope.freqs", "layers.1.attention.inner_attention.rope.freqs", "layers.1.attention.rotary_emb.inv_freq"]
+)
+def test_metas_layout_keeps_its_names_and_its_table(tmp_path: Path, table: str) -> None:
+    state = making.llama() | {f"llma.{table}": torch.rand(2)}
     folder = making.publish(tmp_path / "in", state, layout="meta")
-    assert import_weights([folder], tmp_path / "out", Asked()).fit.unexpected == ("llma.rope.freqs",)
+    assert import_weights([folder], tmp_path / "out", Asked()).fit.unexpected == (f"llma.{table}",)
     export_weights(tmp_path / "out", tmp_path / "back")
     making.assert_same_folders(folder, tmp_path / "back")
 

@@ -179,6 +179,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "heads do not divide": (_config(n_heads=3), "does not divide into 3 heads"),
     "another config": (_config(dim=99), "config says dim=99"),
     "odd config": (_config(multiple_of=0), "multiple_of=0, which is no size"),
+    "half a head": (_config(n_heads=4.5), r"n_heads=4\.5, which is no size"),
     "broken config": (lambda f: (f / "config.json").write_text("{") and None, "is not JSON"),
     "unknown type": (lambda f: (f / "meta.json").write_text('{"llama_type": "gpt"}') and None, "llama_type 'gpt'"),
     "not a tokenizer": (lambda f: (f / "tokenizer.model").write_bytes(b"x") and None, "not a sentencepiece model"),

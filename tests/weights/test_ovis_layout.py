@@ -14,6 +14,7 @@ from bestiary.inference import Session
 from bestiary.saved_run import load_named
 from bestiary.training.parents import load_first_weights
 from bestiary.variants.hf_folder import Format
+from bestiary.variants.ovis.config_json import HEAD, completed, vision_arguments
 from bestiary.weights.exporting import export_weights
 from bestiary.weights.importing import Asked, import_weights
 from bestiary.weights.inspecting import inspect
@@ -46,6 +47,14 @@ def test_every_name_of_the_published_models_has_its_place(tmp_path: Path, folder
         assert lines["variant"] == "ovis (model_type ovis)"
         assert lines["mapped"].startswith(f"100 % of {len(told['params']):,} names: {len(told['params']):,} matched")
         assert f"{told['_counts']['total']:,} parameters" in lines["size"]
+
+
+@pytest.mark.parametrize(("times", "stride", "views"), [(1, 1, 1), (4, 2, 1), (2, 1, 5), (8, 2, 5)])
+def test_stride_and_views_that_no_config_tells_are_read_off_the_head(times: int, stride: int, views: int) -> None:
+    backbone = {"model_type": "siglip_vision_model", "hidden_size": 16}
+    told = {"visual_tokenizer_config": {"vocab_size": 9, "backbone_config": backbone}}
+    found = vision_arguments(completed(told, {HEAD: (9, 16 * times)}) | {"llm_config": {}})
+    assert (found["stride"], found["num_views"]) == (stride, views)
 
 
 def test_a_list_of_names_that_lacks_one_is_not_whole(tmp_path: Path) -> None:

@@ -257,7 +257,8 @@ class Session:
             number, (taken, room) = number - 1, measured
         raise ValueError(
             f"turn {number} of {total} does not fit: with it the prompt takes {taken} positions (the picture and its "
-            f"regions included) and leaves no room for an answer in {room}; shorten it or begin a new chat"
+            f"regions included) and leaves no room for an answer in {room}; shorten it, begin a new chat or take a "
+            "model with a longer context (max_position_embeddings)"
         )
 
     def _measured(self, sample: Sample) -> tuple[Example | None, int, int]:

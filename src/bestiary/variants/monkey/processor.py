@@ -212,6 +212,8 @@ class MonkeyProcessor:
             raise ValueError(f"{len(sample.regions)} regions, but Monkey takes none; write them as <box> in the text")
         turns = [(str(turn.role), turn.text) for turn in sample.turns]
         if "single_turn" in self.quirks:
+            if any(len(split_at_pictures(require_text(text, "a turn"))) > 1 for _, text in turns[2:]):
+                raise ValueError("a picture stands behind the first two turns, which single_turn drops; leave it out")
             turns = turns[:2]
         num_tags = 0
         for number, (role, text) in enumerate(turns, 1):
@@ -280,7 +282,7 @@ class MonkeyProcessor:
             if last + 1 < self.max_tokens:
                 return self.max_tokens
             raise self._too_long(sample, slots, f"a picture's span, up to position {last + 1}, would be cut")
-        raise self._too_long(sample, slots, "set too_long to cut text")
+        raise self._too_long(sample, slots, "set too_long to cut text" if may_cut else "a prompt is never cut")
 
     def _too_long(self, sample: Sample, slots: np.ndarray, reason: str) -> SampleTooLongError:
         num_visual = int(np.count_nonzero(slots))

@@ -79,7 +79,8 @@ class OvisVision(nn.Module):
     vocab_size: visual words, marks included (131072). num_marks: 2 (begin, end), 5 (grid) or 0.
     num_views: 1, or 5 for the picture and its quarters side by side (S2).
     stride: so many patches each way make one token. keep_class: the class token is a visual token too.
-    tokenize, tau: see `table.Choice`; only gumbel_argmax takes a tau, 1 by default. Noise is drawn in training alone; noisy_eval: in evaluation, too, as published.
+    tokenize, tau: see `table.Choice`; only gumbel_argmax takes a tau, 1 by default.
+    noisy_eval: noise is drawn in evaluation, too, as published, not in training alone.
     connector: "table" is Ovis; "linear" and "mlp" (two layers, GELU between them, `connector_width` wide, by default
         as the decoder) are the baselines of the paper's ablation: features go straight to the decoder's width, rows and
         marks stay as many, and the table holds the marks alone. Stages train `head` and `table` in all of them.

@@ -50,8 +50,8 @@ from bestiary.variants.sphinx_v.prompt_encoder import PromptRows
 from bestiary.variants.sphinx_v.weights import SPHINX_V
 
 GAUSSIAN = "llma.vp_encoder.pe_layer.positional_encoding_gaussian_matrix"
-DERIVED = re.compile(r"llma\.(?:layers\.\d+\.attention\.)?(?:rope\.freqs|rotary_emb\.inv_freq)")
-"""Tables that Meta's files carry along and every model computes by itself."""
+DERIVED = re.compile(r"llma\.(?:layers\.\d+\.attention\.(?:inner_attention\.)?)?(?:rope\.freqs|rotary_emb\.inv_freq)")
+"""Tables that files carry along and every model computes by itself: one in LLaMA-2, one in each layer of LLaMA-1."""
 REGION_PREFIXES = ("llma.vp_", "llma.start_vp", "llma.end_vp")
 SPHINX_V_ONLY = ("llma.start_vp", "llma.end_vp", GAUSSIAN, "llma.vp_proj.0.weight")
 """Some of the prompt parts' tensors, by which a glob is known to mean them."""
