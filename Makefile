@@ -33,7 +33,7 @@ lint: setup
 check: lint test
 
 slow: setup
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "slow and not gpu" -n 2 --dist loadfile --durations=40
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder --durations=40
 
 # The other projects' loaders live in an environment of their own: some of their requirements break ours.
 $(PEERS)/.installed: experiments/throughput/peers.txt

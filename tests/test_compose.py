@@ -58,12 +58,12 @@ def test_an_experiment_value_wins_over_the_scale(tmp_path: Path) -> None:
     ("text", "key", "near"),
     [
         ("stage: {max_step: 7}", "max_step", "max_steps"),
-        ("stage: {optimizer: {ler: 1}}", "ler", "lr"),
-        ("data: {packin: true}", "packin", "packing"),
+        pytest.param("stage: {optimizer: {ler: 1}}", "ler", "lr", marks=pytest.mark.slow),
+        pytest.param("data: {packin: true}", "packin", "packing", marks=pytest.mark.slow),
         ("sead: 3", "sead", "seed"),
         ("data: {sources: {x: {path: p, domian: d}}}", "domian", "domain"),
-        ("cluster: {device: 1}", "device", "devices"),
-        ("model: {buidl: {}}", "buidl", "build"),
+        pytest.param("cluster: {device: 1}", "device", "devices", marks=pytest.mark.slow),
+        pytest.param("model: {buidl: {}}", "buidl", "build", marks=pytest.mark.slow),
     ],
 )
 def test_a_typo_in_an_experiment_file_fails_and_names_the_nearest_key(
@@ -91,6 +91,7 @@ def test_a_typo_inside_a_target_node_names_the_nearest_argument(where: str) -> N
             check_targets(node, where)
 
 
+@pytest.mark.slow
 def test_unknown_overrides_and_choices_end_with_one_line() -> None:
     for arguments, near in [
         (["experiment=sphinxv_stge2"], "sphinxv_stage2"),

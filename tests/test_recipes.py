@@ -40,7 +40,7 @@ def _on_meta(run: Run) -> MultimodalLM:
         pytest.param("sphinx", 291, 1, marks=pytest.mark.slow),
         pytest.param("sphinx_1k", 1455, 5, marks=pytest.mark.slow),
         pytest.param("sphinx_v2_1k", 1455, 5, marks=pytest.mark.slow),
-        ("sphinx_672", 2910, 10),
+        pytest.param("sphinx_672", 2910, 10, marks=pytest.mark.slow),
     ],
 )
 def test_the_family_has_the_published_size_whatever_its_views(name: str, rows: int, views: int) -> None:
@@ -79,9 +79,12 @@ def test_every_model_takes_the_shipped_weights_at_demo_scale(name: str) -> None:
     pieces = build_pieces(run)
     weights = dict(unused=run.model.unused_weights)
     found = load_first_weights(pieces.model, run.model.weights, pieces.identity, **weights)
-    assert found == set(pieces.model.state_dict())
+    drawn = {
+        name for name in pieces.model.state_dict() if name.startswith("regions.proj.")
+    }  # stage 1 of SPHINX-V learns it
+    assert found == set(pieces.model.state_dict()) - drawn
     if run.model.unused_weights:
-        with pytest.raises(ValueError, match=r"holds 15 that the model has not \(regions"):
+        with pytest.raises(ValueError, match=r"holds 11 that the model has not \(regions"):
             load_first_weights(pieces.model, run.model.weights, pieces.identity)
 
 
