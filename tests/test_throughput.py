@@ -34,7 +34,7 @@ def test_both_ways_to_prepare_a_picture_give_the_same_pixels() -> None:
 
 @pytest.mark.slow
 def test_every_task_runs_and_the_contenders_deliver_the_same(tmp_path: Path) -> None:
-    sizes = ["--num", "8", "--num-index", "2000", "--rounds", "1"]
+    sizes = ["--num", "8", "--num-index", "5000", "--rounds", "1"]
     folders = ["--data", str(tmp_path / "data"), "--out", str(tmp_path)]
     tasks = ["read", "prepare", "start", "resume", "fill"]  # large photographs go the way of `prepare`
     command = [sys.executable, "-m", "experiments.throughput", *tasks, *sizes, *folders]

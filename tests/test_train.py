@@ -220,19 +220,16 @@ def test_a_run_that_cannot_start_leaves_no_directory_and_a_dry_run_says_why(data
     asked = ["experiment=sphinxv_stage2", *data, *SHORT, f"run_dir={tmp_path / 'run'}"]
     elsewhere = f"data.sources.natural_stage2.path={tmp_path}"
     assert f"{tmp_path} has no source.json" in finish(*asked, elsewhere, code=1)
-    assert "nowhere does not exist" in finish(*asked, f"parent={tmp_path / 'nowhere'}", code=1)
     save_file({"x": torch.zeros(1)}, tmp_path / "p.safetensors", metadata={"identity": '{"tokenizer": "other"}'})
     assert "made with tokenizer=other" in finish(*asked, f"parent={tmp_path / 'p.safetensors'}", code=1)
     assert not (tmp_path / "run").exists()
     assert "missing on disk: 1\n" in finish(*asked, elsewhere, "dry_run=true")
-    assert "expected fill" in finish(*asked, "dry_run=true")
 
 
 def test_the_paper_recipe_is_planned_without_weights() -> None:
     begun = time.monotonic()
-    for stage, trainable in (("sphinxv_stage1", "363,"), ("sphinxv_stage2", "13,")):
-        output = finish(f"experiment={stage}", "scale=paper", "dry_run=true")
-        total = next(line for line in output.splitlines() if line.startswith("total"))
-        assert "16,46" in total and total.split()[-1].startswith(trainable)
-        assert "does not exist" in output
+    output = finish("experiment=sphinxv_stage1", "scale=paper", "dry_run=true")
+    total = next(line for line in output.splitlines() if line.startswith("total"))
+    assert "16,46" in total and total.split()[-1].startswith("363,")
+    assert "does not exist" in output
     assert time.monotonic() - begun < 60

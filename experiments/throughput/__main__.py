@@ -93,8 +93,8 @@ def _resume(args: argparse.Namespace) -> list[dict[str, float]]:
     return start.resume_costs(_texts(args), args.rounds)
 
 
-def _fill(_: argparse.Namespace) -> list[dict[str, Any]]:
-    return fill.run()
+def _fill(args: argparse.Namespace) -> list[dict[str, Any]]:
+    return fill.run(min(50_000, args.num_index))
 
 
 def _preparers(args: argparse.Namespace, *peers: tuple[str, int]) -> list[Contender]:

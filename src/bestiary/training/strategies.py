@@ -6,6 +6,7 @@ parameters through Lightning's ModelParallelStrategy. Every strategy averages gr
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import os
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, HalfPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, Strategy
@@ -81,6 +83,8 @@ def build_strategy(cluster: Cluster, *, clip_norm: float) -> Strategy | str:
     """The Lightning strategy of `cluster.strategy`; one that this machine lacks parts for raises."""
     world = cluster.devices * cluster.nodes
     backend = "nccl" if cluster.accelerator == "gpu" else "gloo"
+    if world > 1:
+        atexit.register(_leave)
     match cluster.strategy:
         case "auto" | "ddp" if world == 1:
             return "auto"
@@ -94,6 +98,15 @@ def build_strategy(cluster: Cluster, *, clip_norm: float) -> Strategy | str:
             )
         case other:
             raise ValueError(f"cluster.strategy={other} is not one of auto, ddp, zero2, zero3, fsdp2")
+
+
+def _leave() -> None:
+    """Take the process group down before the interpreter ends: a thread of gloo's that outlives it aborts the process.
+
+    Lightning does so for nccl alone.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def precision_plugin(cluster: Cluster) -> Precision | None:
