@@ -11,7 +11,7 @@ import lightning
 
 from bestiary.schema import Processor
 from data_modules.lanes import lanes_of
-from data_modules.rows import Rules
+from data_modules.rules import Rules
 from data_modules.shares import ONE
 from data_modules.sources import SourceSpec, StreamError, missing_sources, parse_sources
 from data_modules.storage import Storage
@@ -52,6 +52,7 @@ class StreamDataModule(lightning.LightningDataModule):
         unit: str = "samples",
         temperature: float = 1.0,
         order: str = "stratified",
+        row_tokens: int = 0,
         skip: str | Path | None = None,
         cache_root: str | Path | None = None,
         cache_gb: float = 20.0,
@@ -77,6 +78,7 @@ class StreamDataModule(lightning.LightningDataModule):
             unit=unit,
             temperature=temperature,
             order=order,
+            row_tokens=row_tokens,
         )
         if micro_batch < 0 or num_workers < 0 or not 0 <= cache_gb < float("inf"):
             raise StreamError(f"{micro_batch=}, {num_workers=} and {cache_gb=} must not be negative or infinite")

@@ -26,7 +26,9 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     """
     left_out = [*_NOT_SHAPING, *_TOLD_ELSEWHERE]
     left_out += [] if plan.rules.packing else ["look_ahead"]
-    left_out += [] if plan.order is not None else ["order"]  # runs that are older than the choice go on
+    # Runs that are older than these choices go on.
+    left_out += [] if plan.order is not None else ["order"]
+    left_out += [] if plan.rules.row_tokens else ["row_tokens"]
     shares = plan.mixture.told()
     told: dict[str, Any] = {
         "algorithm": ALGORITHM,

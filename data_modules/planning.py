@@ -9,10 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import add
+from statistics import fmean
 
 from bestiary.schema import Example, Lengths, Processor, Sample, SampleError
 from data_modules.grouped_order import GroupedOrder, check_grouped
-from data_modules.rows import LaneReader, Plan, Rules
+from data_modules.lanes import Ref
+from data_modules.packing import fill_row
+from data_modules.rows import LaneReader, Plan
+from data_modules.rules import Rules
 from data_modules.shards import ShardSet
 from data_modules.shares import Use, cap, resolve
 from data_modules.sources import SourceSpec, StreamError
@@ -22,6 +26,11 @@ FORESEEN_LANES, FORESEEN_ROWS = 4, 24
 """Lanes, and first rows of each, that are planned to foresee a run."""
 _MEASURED = 32
 """Samples of a source whose mean amount stands for all where the unit is not samples."""
+WELL_FILLED = 0.985
+LONGER_ROWS = (3, 4, 6, 8)
+"""Half multiples of the row that are tried."""
+_WORTH_SAYING = 0.01
+_ROWS_TO_TELL = 8
 _CAP_ROUNDS = 3
 """With packing, caps change how many samples a row holds, which changes the caps a little."""
 
@@ -84,16 +93,23 @@ class Foreseen:
     targets: tuple[int, ...]
     drawn_samples: tuple[int, ...]
     drawn_tokens: tuple[int, ...]
+    row_samples: tuple[int, ...]
+    """Positions of every sample in these rows, in their order."""
 
     def amounts(self, unit: str) -> tuple[int, ...]:
         """Of each source, in a unit."""
         return {"samples": self.samples, "tokens": self.tokens, "target_tokens": self.targets}[unit]
+
+    def fill(self, rules: Rules) -> float:
+        """Share of positions that are not padding."""
+        return sum(self.tokens) / self.rows / rules.budget.tokens
 
 
 def foresee(plan: Plan, *, lanes: int = FORESEEN_LANES, rows: int = FORESEEN_ROWS) -> Foreseen:
     """Plan the first rows of some lanes, spread over all; StreamError as in a run."""
     num_sources, num_lanes = len(plan.names), plan.rules.num_lanes
     samples, tokens, targets, waiting, waiting_tokens = ([0] * num_sources for _ in range(5))
+    row_samples: list[int] = []
     chosen = sorted({place * num_lanes // lanes for place in range(lanes)})
     for lane in chosen:
         reader = LaneReader(plan, plan.first_state(lane))
@@ -101,13 +117,44 @@ def foresee(plan: Plan, *, lanes: int = FORESEEN_LANES, rows: int = FORESEEN_ROW
             for ref in reader.plan_row():
                 samples[ref.source] += 1
                 tokens[ref.source] += ref.tokens
+                row_samples.append(ref.tokens)
                 if plan.rules.unit == "target_tokens":
                     targets[ref.source] += _lengths(plan, reader.part(ref)).targets
         for ref in reader.state.waiting:
             waiting[ref.source] += 1
             waiting_tokens[ref.source] += ref.tokens
     drawn, drawn_tokens = map(_sums, (samples, tokens), (waiting, waiting_tokens))
-    return Foreseen(rows * len(chosen), tuple(samples), tuple(tokens), tuple(targets), drawn, drawn_tokens)
+    held = (tuple(samples), tuple(tokens), tuple(targets))
+    return Foreseen(rows * len(chosen), *held, drawn, drawn_tokens, tuple(row_samples))
+
+
+def fuller_rows(seen: Foreseen, rules: Rules) -> tuple[int, float] | None:
+    """The shortest of some longer rows that what was foreseen fills well, and how full; None where it already does.
+
+    How full rows of long samples can be is decided by their length: make it a multiple of the typical sample.
+    """
+    now = seen.fill(rules)
+    if not rules.packing or rules.max_views or now >= WELL_FILLED:
+        return None
+    for halves in LONGER_ROWS:
+        row_tokens = rules.budget.tokens * halves // 2
+        fill = _repacked(seen.row_samples, replace(rules, row_tokens=row_tokens))
+        if fill is not None and fill >= max(WELL_FILLED, now + _WORTH_SAYING):
+            return row_tokens, fill
+    return None
+
+
+def _repacked(lengths: Sequence[int], rules: Rules) -> float | None:
+    """Share of positions used when samples of these lengths are packed; None where they fill too few rows to tell."""
+    coming = iter(lengths)
+    waiting: list[Ref] = []
+    full = []
+    try:
+        while True:
+            row = fill_row(waiting, lambda: Ref(0, 0, 0, next(coming), 0), rules.budget, rules.look_ahead)
+            full.append(sum(ref.tokens for ref in row) / rules.budget.tokens)
+    except StopIteration:  # the row that found nothing more to look at is no row
+        return fmean(full) if len(full) >= _ROWS_TO_TELL else None
 
 
 def _sums(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:

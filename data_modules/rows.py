@@ -15,14 +15,15 @@ from itertools import count
 import numpy as np
 
 from bestiary.schema import Example, Lengths, Processor, Sample, SampleError, SampleTooLongError
-from data_modules.grouped_order import ORDERS, GroupedOrder
+from data_modules.grouped_order import GroupedOrder
 from data_modules.lanes import Deal, LaneState, Place, Ref, hash_ints, hash_name
 from data_modules.ledger import Ledger, Loss
 from data_modules.mixture import Mixture
-from data_modules.packing import Budget, fill_row
+from data_modules.packing import fill_row
 from data_modules.records import Reason
+from data_modules.rules import Rules
 from data_modules.shards import ShardSet
-from data_modules.shares import UNITS, Shares
+from data_modules.shares import Shares
 from data_modules.sources import SourceSpec, StreamError
 from data_modules.turns import Turns
 
@@ -30,47 +31,6 @@ FRUITLESS_DRAWS = 10_000
 """After so many samples of one source in a row that are all left out, something is wrong with the run."""
 FRUITLESS_PASSES = 32
 """The same for a small source: a lane meets its samples by chance, the only good one of K within so many times K."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """The numbers that shape rows; the names are those of the configuration's `data`."""
-
-    seed: int
-    num_lanes: int
-    max_tokens: int
-    max_views: int = 0
-    packing: bool = True
-    look_ahead: int = 16
-    chunk: int = 1
-    too_long: str = "error"
-    bad_budget: float = 0.01
-    augment: bool = True
-    unit: str = "samples"
-    temperature: float = 1.0
-    order: str = "stratified"
-
-    def __post_init__(self) -> None:
-        for name in ("num_lanes", "max_tokens", "look_ahead", "chunk"):
-            if getattr(self, name) < 1:
-                raise StreamError(f"{name}={getattr(self, name)}; it must be at least 1")
-        if self.seed < 0 or self.max_views < 0:
-            raise StreamError(f"seed={self.seed} and max_views={self.max_views} must not be negative")
-        if self.too_long not in ("error", "skip", "truncate_text"):
-            raise StreamError(f"too_long={self.too_long!r}; choose error, skip or truncate_text")
-        if self.order not in ORDERS:
-            raise StreamError(f"data.order={self.order!r}; choose {', '.join(ORDERS)}")
-        if self.unit not in UNITS:
-            raise StreamError(f"unit={self.unit!r}; choose {', '.join(UNITS)}")
-        if not 0 < self.temperature < float("inf"):
-            raise StreamError(f"data.temperature={self.temperature}; it must be a positive number, 1 changes nothing")
-        if not 0 <= self.bad_budget <= 1:
-            raise StreamError(f"bad_budget={self.bad_budget}; it is a share, from 0 to 1")
-
-    @property
-    def budget(self) -> Budget:
-        """What a row may hold."""
-        return Budget(self.max_tokens, self.max_views)
 
 
 class Plan:
@@ -358,7 +318,7 @@ class LaneReader:
         if rules.too_long == "truncate_text" and views <= self._max_views:
             return Lengths(rules.max_tokens, views, max(0, targets - (tokens - rules.max_tokens)))  # answers come last
         problem = (
-            f"it needs {tokens} tokens and {views} views, a row holds max_tokens={rules.max_tokens}, "
+            f"it needs {tokens} tokens and {views} views, the limits are max_tokens={rules.max_tokens}, "
             f"max_views={rules.max_views}; raise them, or set data.too_long to skip or truncate_text"
         )
         raise SampleTooLongError(self.plan.sources[source].key(index), problem, tokens, rules.max_tokens)

@@ -27,7 +27,8 @@ from data_modules.decoding import Row, rows_of
 from data_modules.fingerprint import fingerprint, losses
 from data_modules.lanes import LaneState, lanes_of
 from data_modules.planning import plan_mix
-from data_modules.rows import Plan, Rules, read_lanes
+from data_modules.rows import Plan, read_lanes
+from data_modules.rules import Rules
 from data_modules.skiplist import resolve_skip_list
 from data_modules.sources import SourceSpec, StreamError, parse_sources
 from data_modules.storage import Storage, StorageError

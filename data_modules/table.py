@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data_modules.planning import Foreseen, foresee
+from data_modules.planning import Foreseen, foresee, fuller_rows
 from data_modules.rows import Plan
 from data_modules.shares import ONE, Shares, resolve
 from data_modules.sources import SourceSpec
@@ -36,13 +36,14 @@ def resolved_table(
     passes = _passes(plan, seen, max_steps) if max_steps is not None else None
     lines = [_opened(plan, seen, passes, number) for number in range(len(specs))]
     per_row = sum(seen.samples) / seen.rows
-    fill = sum(seen.tokens) / seen.rows / plan.rules.max_tokens
     tempered = f", at temperature {plan.rules.temperature:g}" if plan.rules.temperature != 1 else ""
     last = (
-        f"{num_lanes} rows a step, about {per_row:.2f} samples a row, expected fill {fill:.1%}; "
+        f"{num_lanes} rows a step, about {per_row:.2f} samples a row, expected fill {seen.fill(plan.rules):.1%}; "
         f"shares are of {plan.rules.unit.replace('_', ' ')}{tempered}"
     )
-    return "\n".join([*_bad_news(plan, seen, passes, max_steps), _align([_HEADER, *lines]), last])
+    longer = fuller_rows(seen, plan.rules)
+    hint = [] if longer is None else [f"rows of data.row_tokens={longer[0]} would be about {longer[1]:.1%} full"]
+    return "\n".join([*_bad_news(plan, seen, passes, max_steps), _align([_HEADER, *lines]), last, *hint])
 
 
 def _bad_news(plan: Plan, seen: Foreseen, passes: Sequence[float] | None, max_steps: int | None) -> list[str]:

@@ -19,7 +19,7 @@ from experiments.throughput import fill, measure, report, start, workload
 from experiments.throughput.measure import Contender
 
 log = logging.getLogger("throughput")
-TASKS = ("read", "prepare", "photographs", "grainy", "start", "resume", "fill")
+TASKS = ("read", "prepare", "photographs", "grainy", "start", "resume", "fill", "bound")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -95,6 +95,10 @@ def _resume(args: argparse.Namespace) -> list[dict[str, float]]:
 
 def _fill(args: argparse.Namespace) -> list[dict[str, Any]]:
     return fill.run(min(50_000, args.num_index))
+
+
+def _bound(args: argparse.Namespace) -> list[dict[str, Any]]:
+    return fill.bounds(min(50_000, args.num_index))
 
 
 def _preparers(args: argparse.Namespace, *peers: tuple[str, int]) -> list[Contender]:

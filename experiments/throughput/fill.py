@@ -1,6 +1,6 @@
-"""How full the packer's rows are, against packing the same lengths with everything known beforehand.
+"""How full the packer's rows are, against best fit decreasing, which knows all lengths beforehand.
 
-Beside it: best fit decreasing, which knows all lengths beforehand, and a fill no packing of them can pass.
+No sample is longer than Ovis allows in training; rows may be.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import numpy as np
 
 from data_modules.lanes import Ref
 from data_modules.packing import Budget, fill_row
+from experiments.throughput.bound import best_fill
 
+LONGEST = 2048
+"""Positions of Ovis' longest training sample (reference/ovis.md 2)."""
+ROWS = (2048, 3072, 4096, 8192)
 IMAGE_TOKENS = 577
 """Positions of one CLIP ViT-L/14-336 picture in Ovis 1.0 (reference/ovis.md)."""
 
@@ -26,13 +30,14 @@ def mixes(num: int, seed: int = 0) -> dict[str, np.ndarray]:
     talk = IMAGE_TOKENS + np.clip(rng.lognormal(5.2, 0.8, num), 20, 1400).astype(int)
     text = np.clip(rng.lognormal(5.5, 1.0, num), 10, 1900).astype(int)
     chance = rng.random(num)
-    return {
+    found = {
         "Ovis stage 2: captions and conversations": np.where(chance < 0.5, caption, talk),
         "Ovis stage 3: conversations and text": np.where(chance < 0.8, talk, text),
         "conversations with a picture": talk,
         "captions (near-constant lengths)": caption,
         "text only": text,
     }
+    return {name: np.minimum(lengths, LONGEST) for name, lengths in found.items()}
 
 
 def packed_fill(lengths: np.ndarray, budget: int, look_ahead: int) -> tuple[float, float]:
@@ -60,27 +65,24 @@ def best_fit_decreasing(lengths: np.ndarray, budget: int) -> float:
     return float(lengths.sum() / len(room) / budget)
 
 
-def bound(lengths: np.ndarray, budget: int) -> float:
-    """A share of positions used that no packing of these lengths can pass.
-
-    The best of the dual feasible functions u(k) of Fekete and Schepers (Math. Program. 91, 2001): lengths rounded so
-    that whatever fits one row still weighs at most one row; their sum is then a number of rows no packing undercuts.
-    """
-    shares = [lengths / budget]
-    for k in range(1, 40):
-        scaled = (k + 1) * lengths
-        shares.append(np.where(scaled % budget == 0, lengths / budget, (scaled // budget) / k))
-    return float(lengths.sum() / budget / max(share.sum() for share in shares))
-
-
 def run(num: int = 50_000) -> list[dict[str, Any]]:
-    """One line for each mix and budget."""
+    """One line for each mix and row."""
     table = []
     for name, lengths in mixes(num).items():
-        for budget in (2048, 3072, 4096, 8192):
-            cut = np.minimum(lengths, budget)
-            fill, cost = packed_fill(cut, budget, look_ahead=16)
-            offline = best_fit_decreasing(cut, budget)
+        for budget in ROWS:
+            fill, cost = packed_fill(lengths, budget, look_ahead=16)
+            offline = best_fit_decreasing(lengths, budget)
             line = {"mix": name, "budget": budget, "fill": fill, "offline": offline, "ratio": fill / offline}
-            table.append({**line, "bound": bound(cut, budget), "us": cost})
+            table.append({**line, "us": cost})
+    return table
+
+
+def bounds(num: int = 50_000, *, short_of: float = 0.985) -> list[dict[str, Any]]:
+    """One line for each mix that fills its shortest rows less: what no packing of the same lengths could pass."""
+    table = []
+    for name, lengths in mixes(num).items():
+        fill, _ = packed_fill(lengths, ROWS[0], look_ahead=16)
+        if fill < short_of:
+            limit = best_fill(lengths, ROWS[0])
+            table.append({"mix": name, "budget": ROWS[0], "fill": fill, "bound": limit, "ratio": fill / limit})
     return table

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bestiary.schema import IGNORE, Example, Lengths, Sample, Slot
-from data_modules.rows import Rules
+from data_modules.rules import Rules
 from data_modules.stream import Stream
 
 SIDE = 448

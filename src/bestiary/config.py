@@ -118,7 +118,9 @@ class Data:
     heldout: dict[str, Source] = field(default_factory=dict)
     """Sources the benchmarks read."""
     max_tokens: int = MISSING
-    """Positions of a row (images, prompts and text)."""
+    """Positions of the longest sample (images, prompts and text), and of a row."""
+    row_tokens: int = 0
+    """Positions of a packed row where it is to hold more than the longest sample; 0 = max_tokens."""
     max_views: int = 0
     """Views of a row; 0 = no second budget."""
     packing: bool = True

@@ -58,7 +58,7 @@ def build_pieces(run: Run, *, on_meta: bool = False) -> Pieces:
 def with_processor(run: Run, model: MultimodalLM, *, max_tokens: int | None = None) -> Pieces:
     """A model with its processor, which is told by the model how many positions an image and the prompts take.
 
-    max_tokens: positions of its longest sequence; None takes those of the run's rows.
+    max_tokens: positions of its longest sequence; None takes those of the run.
     """
     path = at_project(run.model.processor["tokenizer"])
     if not path.exists():

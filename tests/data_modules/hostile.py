@@ -24,7 +24,7 @@ from bestiary.schema import Region, Sample, Turn
 from bestiary.variants.sphinx_v.processor import SphinxVProcessor
 from data_modules.index import Entry, Place, index_bytes, shard_facts
 from data_modules.lanes import LaneState
-from data_modules.rows import Rules
+from data_modules.rules import Rules
 from data_modules.shards import ShardSet, write_samples
 from data_modules.storage import Storage
 from data_modules.stream import Stream

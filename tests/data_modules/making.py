@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from bestiary.schema import IGNORE, Example, Lengths, Region, RegionKind, RegionRows, Sample, SampleError, Slot, Turn
-from data_modules.rows import Rules
+from data_modules.rules import Rules
 from data_modules.shards import ShardSet, write_samples
 from data_modules.stream import Stream
 

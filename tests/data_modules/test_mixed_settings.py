@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data_modules.lanes import LaneState, lanes_of
-from data_modules.rows import Rules
+from data_modules.rules import Rules
 from data_modules.shares import ONE
 from data_modules.storage import Storage
 from data_modules.stream import Stream

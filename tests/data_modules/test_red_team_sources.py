@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from data_modules.index import Entry, Shard, index_bytes, index_hash, shard_facts
 from data_modules.records import DamagedSampleError
-from data_modules.rows import Rules
+from data_modules.rules import Rules
 from data_modules.shards import ShardSet, open_source, write_samples
 from data_modules.skiplist import read_skip_list
 from data_modules.sources import StreamError, parse_sources

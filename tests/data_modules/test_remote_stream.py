@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data_modules.rows import Rules
+from data_modules.rules import Rules
 from data_modules.shards import open_source
 from data_modules.sources import StreamError
 from data_modules.storage import Storage, StorageError

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from data_modules.rows import LaneReader, Plan, Rules
+from data_modules.rows import LaneReader, Plan
+from data_modules.rules import Rules
 from data_modules.shards import write_samples
 from data_modules.sources import StreamError, missing_sources, parse_sources
 from data_modules.stream import Stream
@@ -104,6 +105,37 @@ class TestSources:
         assert all(of_samples == pytest.approx(share, abs=3) for share, of_samples in shares)
         specs = parse_sources({**mix, "gone": {"path": tmp_path / "gone"}})
         assert "(missing)" in resolved_table(specs, None, num_lanes=LANES)
+
+    def test_the_table_names_a_row_that_samples_fill_better(self, tmp_path: Path) -> None:
+        even = [sample("even", 3 * n + 2, answer="a" * (57 - len(f"what {3 * n + 2}?"))) for n in range(40)]
+        write_samples(tmp_path / "even", even, source="even")  # 57 positions each
+        sources = {"even": {"path": tmp_path / "even"}}
+        made = stream(sources, max_tokens=76, max_views=0)
+        last, hint = resolved_table(made.specs, made.plan, num_lanes=LANES).splitlines()[-2:]
+        assert "expected fill 75.0%" in last
+        assert hint == "rows of data.row_tokens=114 would be about 100.0% full"
+        longer = stream(sources, max_tokens=76, max_views=0, row_tokens=114)
+        last = resolved_table(longer.specs, longer.plan, num_lanes=LANES).splitlines()[-1]
+        assert "about 2.00 samples a row, expected fill 100.0%" in last
+
+    def test_longer_rows_hold_more_of_the_samples_that_are_allowed(self, mix: Any) -> None:
+        short, long = (stream(mix, max_tokens=40, **more) for more in ({}, {"row_tokens": 160}))
+        rows = []
+        for made in (short, long):
+            reader = LaneReader(made.plan, made.plan.first_state(0))
+            rows.append([[ref.tokens for ref in reader.plan_row()] for _ in range(6)])
+        assert all(sum(row) <= 40 for row in rows[0])
+        assert all(140 < sum(row) <= 160 and max(row) <= 40 for row in rows[1])
+        with pytest.raises(StreamError, match="max_tokens=20"):
+            LaneReader(planned(mix, 0, max_tokens=20, row_tokens=160), short.plan.first_state(0)).plan_row()
+        assert "row_tokens" not in short.fingerprint()["rules"]  # runs older than the choice go on
+        assert long.fingerprint()["rules"]["row_tokens"] == 160
+
+    def test_a_row_that_cannot_matter_or_hold_a_sample_is_refused(self, mix: Any) -> None:
+        with pytest.raises(StreamError, match=r"data\.row_tokens=50 is less than data\.max_tokens=60; leave it out"):
+            stream(mix, max_tokens=60, row_tokens=50)
+        with pytest.raises(StreamError, match=r"data\.row_tokens=80 has no effect unpacked"):
+            stream(mix, max_tokens=60, row_tokens=80, packing=False)
 
     def test_the_table_shows_caps_schedules_and_both_kinds_of_shares(self, mix: Any, tmp_path: Path) -> None:
         write_samples(tmp_path / "long", [sample("long", n, answer="ab" * 30) for n in range(20)], source="long")

@@ -219,7 +219,7 @@ def show_plan(run: Run, missing: Mapping[str, str], stream: Callable[..., Any]) 
         mix = [stream(processor=processor).resolved_table(run.stage.max_steps)]
     lines = [
         f"stage {run.stage.name} at scale {run.scale}: {run.stage.max_steps:,} steps of {run.stage.batch_size} rows "
-        f"of at most {run.data.max_tokens:,} positions, lr {run.stage.optimizer.lr:g}",
+        f"of at most {run.data.row_tokens or run.data.max_tokens:,} positions, lr {run.stage.optimizer.lr:g}",
         "",
         parameter_table(model),
         *memory_lines(model, run),

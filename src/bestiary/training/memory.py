@@ -104,7 +104,8 @@ def memory_lines(model: MultimodalLM, run: Run) -> list[str]:
 def _activations(model: MultimodalLM, run: Run, notes: list[str]) -> dict[str, int]:
     size = _compute_bytes(run)
     rows = run.stage.micro_batch or run.stage.batch_size // (run.cluster.devices * run.cluster.nodes)
-    positions = rows * run.data.max_tokens
+    row_tokens = run.data.row_tokens or run.data.max_tokens
+    positions = rows * row_tokens
     config: Any = model.decoder.config
     dim, mlp, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     keys = dim // config.num_attention_heads * config.num_key_value_heads
@@ -114,7 +115,7 @@ def _activations(model: MultimodalLM, run: Run, notes: list[str]) -> dict[str, i
     parts = {"decoder: kept": kept, "decoder: at work": 2 * block}
     vision = model.vision
     if vision is not None and isinstance(vision, CountsItself):
-        pictures = rows * (run.data.max_tokens // model.layout["image_rows"])
+        pictures = rows * (row_tokens // model.layout["image_rows"])
         kept_values, at_work = vision.step_values()
         trains = any(p.requires_grad for p in vision.parameters())
         parts["vision: kept"] = pictures * kept_values * size if trains else 0
