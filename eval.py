@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bestiary.compose import at_home, build, entry_point, load_run
+from bestiary.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,9 +23,10 @@ ROOT = Path(__file__).resolve().parent
 
 def main(asked: Evaluation, config: DictConfig) -> None:
     """Loads, asks, scores; results go to <run>/eval/<benchmark>/."""
-    from bestiary.evaluation.suite import run_suite, sources_of
-    from bestiary.training import assembly
-    from data_modules.heldout import Samples
+    with quick_imports():
+        from bestiary.evaluation.suite import run_suite, sources_of
+        from bestiary.training import assembly
+        from data_modules.heldout import Samples
 
     [folder] = map(Path, filter(None, at_home([asked.run], ROOT)))
     assembly.talk()

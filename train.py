@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bestiary.compose import build, entry_point, sweep_dir
+from bestiary.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,16 +23,15 @@ ROOT = Path(__file__).resolve().parent
 
 def main(run: Run, config: DictConfig) -> int:
     """One run; returns the exit code. Heavy imports wait in here until the configuration is known to be good."""
-    from bestiary.evaluation.suite import checked, run_suite
-    from bestiary.saved_run import build_pieces
-    from bestiary.training import assembly
-    from bestiary.training.fit import fit
-    from data_modules.datamodule import StreamDataModule
-    from data_modules.heldout import Samples, missing
+    with quick_imports():
+        from bestiary.evaluation.suite import checked, run_suite
+        from bestiary.saved_run import build_pieces
+        from bestiary.training import assembly
+        from bestiary.training.fit import fit
+        from data_modules.datamodule import StreamDataModule
+        from data_modules.heldout import Samples, missing
 
-    assembly.place(run, ROOT)
-    assembly.talk()
-    assembly.make_ready(run)
+    assembly.make_ready(run, ROOT)
     sources, heldout = assembly.source_arguments(run)
     stream = partial(StreamDataModule, sources=sources, **assembly.stream_arguments(run))
     if run.dry_run:

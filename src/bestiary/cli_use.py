@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bestiary.quick_imports import quick_imports
+
 if TYPE_CHECKING:
     from bestiary.inference.pictures import Mark
     from bestiary.inference.session import Chat, Session
@@ -91,7 +93,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _session(args: argparse.Namespace) -> Session:
-    from bestiary.inference.session import Session, Settings
+    with quick_imports():
+        from bestiary.inference.session import Session, Settings
 
     chosen = {"seed": args.seed, "num_beams": args.beams, "places": args.places}
     settings = Settings(args.max_new_tokens, args.temperature, args.top_p, **chosen)

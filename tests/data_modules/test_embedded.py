@@ -29,6 +29,8 @@ from data_modules.embedded.scene import is_heldout_pair, is_heldout_string
 from data_modules.embedded.tasks import TASKS_OF_DOMAIN
 from data_modules.shards import ShardSet
 
+pytestmark = pytest.mark.slow  # many pictures are drawn
+
 SPLITS = ("train", "heldout")
 PINNED = {
     "natural": ["melon", "cake", "burger", "teapot", "mushroom", "apple"],
@@ -241,7 +243,6 @@ def test_command_line_builds(tmp_path, caplog):
         main(["--root", str(tmp_path), "--size", "heldout"])
 
 
-@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
     sizes = {"stage1": 60, "stage2": 60, "heldout": 12, "heldout_tasks": 12}
     build(tmp_path / "one", sizes=sizes, processes=1)

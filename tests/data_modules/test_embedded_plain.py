@@ -14,6 +14,8 @@ from data_modules.embedded.plain_tasks import REFERRING, SHORT_ANSWER
 from data_modules.embedded.scene import is_heldout_pair, is_heldout_string
 from data_modules.shards import read_source
 
+pytestmark = pytest.mark.slow  # many pictures are drawn
+
 TEXTS = ("sphinx_documents", "sphinx_dialogs")
 
 

@@ -12,6 +12,8 @@ from bestiary.schema import Region, Sample, SampleError
 
 from .scenes import picture
 
+pytestmark = pytest.mark.slow  # many pictures are drawn
+
 
 def has_colour(image: Image.Image, colour: tuple[int, int, int], box: tuple[int, int, int, int]) -> bool:
     return bool((np.asarray(image.crop(box)) == np.array(colour)).all(axis=-1).any())

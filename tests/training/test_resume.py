@@ -112,7 +112,7 @@ def test_auto_takes_the_unfinished_run_that_was_alive_last(tmp_path: Path) -> No
 
 def start(path: Path, *options: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-    command = [sys.executable, "-m", "tests.training.tiny", str(path), *options]
+    command = [sys.executable, "-m", "tests.training.killed", str(path), *options]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
 
 

@@ -34,7 +34,7 @@ def run(path: Path, *options: str, ranks: int = 1, check: bool = True) -> None:
             "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}",
             **(launched(rank, ranks, port) if ranks > 1 else {}),
         }
-        command = [sys.executable, "-m", "tests.training.tiny", str(path), "--devices", str(ranks)]
+        command = [sys.executable, "-m", "tests.training.killed", str(path), "--devices", str(ranks)]
         command += ["--sleep", "0", "--dropout", "0", *options]
         processes.append(subprocess.Popen(command, cwd=ROOT, env=environment))
     codes = [process.wait(timeout=300) for process in processes]

@@ -1,14 +1,10 @@
-"""A model of a few hundred parameters and a stream that is a pure function of (lane, step); a program to be killed.
-
-Run as a script it trains into a run directory: `python -m tests.training.tiny RUN_DIR [--resume] [--steps N] ...`.
-"""
+"""A model of a few hundred parameters, a stream that is a pure function of (lane, step), and a program of both."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -211,7 +207,7 @@ def train(
 
 
 def main() -> int:
-    """The program the tests kill."""
+    """The program the tests kill (`killed.py`): trains into the run directory it is given."""
     parser = argparse.ArgumentParser()
     parser.add_argument("path", type=Path)
     parser.add_argument("--resume", action="store_true")
@@ -239,7 +235,3 @@ def main() -> int:
     )
     logging.info("%s", json.dumps({"state": summary.state, "step": summary.step}))
     return summary.exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

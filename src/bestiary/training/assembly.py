@@ -59,8 +59,13 @@ def check_start(run: Run) -> None:
         raise FileNotFoundError(f"{missing[0]}; put it there or name another{more}")
 
 
-def make_ready(run: Run) -> None:
-    """Check what a new run starts from, then make the data where a recipe makes its own; nothing in a dry run."""
+def make_ready(run: Run, root: Path) -> None:
+    """Check what a new run starts from, then make the data where a recipe makes its own; a dry run does neither.
+
+    root: the project's folder, see `place`.
+    """
+    place(run, root)
+    talk()
     if run.dry_run:
         return
     check_start(run)
