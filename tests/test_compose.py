@@ -188,6 +188,11 @@ def test_values_that_contradict_are_named_with_their_numbers() -> None:
         composed("attention=fast")
     with pytest.raises(ValueError, match="every source has weight 0"):
         composed(*(f"data.sources.{name}.weight=0" for name in composed().data.sources))
+    with pytest.raises(ValueError, match=r"data\.row_tokens=900 has no effect with data\.packing=false"):
+        composed("data.row_tokens=900", "data.packing=false")
+    with pytest.raises(ValueError, match=r"data\.row_tokens=9: .* at least data\.max_tokens=384, or leave it out"):
+        composed("data.row_tokens=9")
+    assert composed("data.row_tokens=900").data.row_tokens == 900
     assert "resume" in explain(ValueError("resume"))
 
 

@@ -1,8 +1,9 @@
 """A training step as Monkey's published loop takes it, in our words, on our layers and kernels.
 
-Ported are the four things that cost it time (Yuliang-Liu/Monkey @ c7341cd; reference/monkey.md, sections 1.1, 1.5, 3.1
+Ported are the things that cost it time (Yuliang-Liu/Monkey @ c7341cd; reference/monkey.md, sections 1.1, 1.5, 3.1
 and 3.2): rows are filled up to the maximum length, pictures are opened, resized and normalised inside the forward pass,
-each window and the whole go through the encoder in a call of their own, and logits are made of every position.
+each window and the whole go through the encoder in a call of their own, and logits are made of every position. As
+launched (3.1) a device takes one row at a time, sixteen for a step, and recomputes the decoder's blocks.
 Layers, attention kernels and the optimiser are ours, which is better than the original has it.
 
 Shape letters: N pictures, T positions of a row (or tokens of a view), C width of the encoder, D of the decoder.

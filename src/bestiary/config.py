@@ -318,6 +318,15 @@ def check_run(run: Run) -> None:
         )
     if not 0 <= data.bad_budget <= 1:
         raise ValueError(f"data.bad_budget={data.bad_budget} is a share of the samples: give 0 <= value <= 1")
+    if data.row_tokens and not data.packing:
+        raise ValueError(
+            f"data.row_tokens={data.row_tokens} has no effect with data.packing=false; leave one of them out"
+        )
+    if data.row_tokens and data.row_tokens < data.max_tokens:
+        raise ValueError(
+            f"data.row_tokens={data.row_tokens}: a row must hold the longest sample; give at least "
+            f"data.max_tokens={data.max_tokens}, or leave it out"
+        )
     if not data.sources:
         raise ValueError("data.sources is empty; choose a data_mix, for example data_mix=sphinxv_stage2")
     for name, source in data.sources.items():
