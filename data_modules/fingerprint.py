@@ -28,7 +28,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     left_out += [] if plan.rules.packing else ["look_ahead"]
     # Runs that are older than these choices go on.
     left_out += [] if plan.order is not None else ["order"]
-    left_out += [] if plan.rules.row_tokens else ["row_tokens"]
+    left_out += [] if plan.rules.row_tokens > plan.rules.max_tokens else ["row_tokens"]
     shares = plan.mixture.told()
     told: dict[str, Any] = {
         "algorithm": ALGORITHM,

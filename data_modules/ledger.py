@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 
 BUDGET_WINDOW = 1000
 """The share of damaged samples is taken of at least so many: three samples are no statistic."""
-NOT_DAMAGE = (Reason.TOO_LONG, Reason.SKIPPED)
-"""Reasons that somebody asked for: counted, not held against the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +62,27 @@ class Ledger:
         self._names, self._sources, self._rules, self._lane = names, sources, rules, lane
         self.losses = losses
         self._reported = reported
+        # What somebody asked for is counted, but not held against the source. What was to be cut and cannot be is.
+        self._asked_for = {Reason.SKIPPED, *([Reason.TOO_LONG] if rules.too_long == "skip" else [])}
         self._foreseen = [self._damage(source) for source in range(len(names))]
 
     def foresee(self, loss: Loss) -> bool:
         """Note a loss that planning found and that will be counted later; False when it is sure to stop the run."""
-        if isinstance(loss.error, SampleTooLongError):
-            return self._rules.too_long == "skip"
-        if loss.reason in NOT_DAMAGE:
+        if isinstance(loss.error, SampleTooLongError) and self._rules.too_long == "error":
+            return False
+        if self._reason(loss) in self._asked_for:
             return True
         self._foreseen[loss.source] += 1
         return self._foreseen[loss.source] <= self._allowed(loss.drawn)
 
     def count(self, loss: Loss, *, foreseen: bool) -> None:
         """Count a loss; StreamError where a policy or the budget of damage forbids it."""
-        name, reason = self._names[loss.source], loss.reason
-        if isinstance(loss.error, SampleTooLongError):
-            if self._rules.too_long != "skip":
-                raise StreamError(f"source {name!r}: {loss.error}") from loss.error
-            reason = Reason.TOO_LONG
+        name, reason = self._names[loss.source], self._reason(loss)
+        if isinstance(loss.error, SampleTooLongError) and self._rules.too_long == "error":
+            raise StreamError(f"source {name!r}: {loss.error}") from loss.error
         spot = (loss.source, self._sources[loss.source].locate(loss.index)[0], int(reason))
         self.losses[spot] = self.losses.get(spot, 0) + 1
-        if reason in NOT_DAMAGE:
+        if reason in self._asked_for:
             return
         if not foreseen:
             self._foreseen[loss.source] += 1
@@ -99,14 +97,18 @@ class Ledger:
         return self._rules.bad_budget * max(drawn, BUDGET_WINDOW)
 
     def _damage(self, source: int) -> int:
-        return sum(count for (of, _, reason), count in self.losses.items() if of == source and reason not in NOT_DAMAGE)
+        return sum(n for (of, _, reason), n in self.losses.items() if of == source and reason not in self._asked_for)
+
+    @staticmethod
+    def _reason(loss: Loss) -> Reason:
+        return Reason.TOO_LONG if isinstance(loss.error, SampleTooLongError) else loss.reason
 
     def _overdrawn(self, loss: Loss) -> StreamError:
         shards = self._sources[loss.source]
         damage = {
             (shard, reason): count
             for (source, shard, reason), count in self.losses.items()
-            if source == loss.source and reason not in NOT_DAMAGE
+            if source == loss.source and reason not in self._asked_for
         }
         (shard, kind), worst = max(damage.items(), key=lambda item: item[1])
         path = shards.where(shard)

@@ -27,10 +27,10 @@ FORESEEN_LANES, FORESEEN_ROWS = 4, 24
 _MEASURED = 32
 """Samples of a source whose mean amount stands for all where the unit is not samples."""
 WELL_FILLED = 0.985
-LONGER_ROWS = (3, 4, 6, 8)
-"""Half multiples of the row that are tried."""
-_WORTH_SAYING = 0.01
-_ROWS_TO_TELL = 8
+LONGEST_ROW = 4
+"""Times the row: longer ones are not proposed."""
+_SMALL_GAIN, _LARGE_GAIN = 0.01, 0.05
+_ROWS_TO_TELL, _SAMPLES_TO_TELL, _SHORT = 4, 2000, 8
 _CAP_ROUNDS = 3
 """With packing, caps change how many samples a row holds, which changes the caps a little."""
 
@@ -101,7 +101,7 @@ class Foreseen:
         return {"samples": self.samples, "tokens": self.tokens, "target_tokens": self.targets}[unit]
 
     def fill(self, rules: Rules) -> float:
-        """Share of positions that are not padding."""
+        """Share of the positions a row may hold that are used; a batch is padded to its longest row alone."""
         return sum(self.tokens) / self.rows / rules.budget.tokens
 
 
@@ -129,19 +129,28 @@ def foresee(plan: Plan, *, lanes: int = FORESEEN_LANES, rows: int = FORESEEN_ROW
 
 
 def fuller_rows(seen: Foreseen, rules: Rules) -> tuple[int, float] | None:
-    """The shortest of some longer rows that what was foreseen fills well, and how full; None where it already does.
+    """A longer row that what was foreseen fills better, and how full: the shortest that it fills well, else the best.
 
-    How full rows of long samples can be is decided by their length: make it a multiple of the typical sample.
+    None where rows are well filled, or none of those tried is much better. How full rows of long samples can be is
+    decided by their length: half multiples of the row are tried, and multiples of the typical and of a long sample.
     """
     now = seen.fill(rules)
     if not rules.packing or rules.max_views or now >= WELL_FILLED:
         return None
-    for halves in LONGER_ROWS:
-        row_tokens = rules.budget.tokens * halves // 2
-        fill = _repacked(seen.row_samples, replace(rules, row_tokens=row_tokens))
-        if fill is not None and fill >= max(WELL_FILLED, now + _WORTH_SAYING):
+    row, coming = rules.budget.tokens, seen.row_samples[:_SAMPLES_TO_TELL]
+    lengths = sorted(coming)
+    typical = {lengths[len(lengths) * percent // 100] for percent in (50, 95)}
+    typical = {length for length in typical if length * _SHORT > row}  # short samples fill any row
+    tried = {row * halves // 2 for halves in range(3, 2 * LONGEST_ROW + 1)}
+    tried |= {times * length for length in typical for times in range(1, LONGEST_ROW * row // length + 1)}
+    best = (row, now)
+    for row_tokens in sorted(one for one in tried if one > row):
+        fill = _repacked(coming, replace(rules, row_tokens=row_tokens))
+        if fill is not None and fill >= max(WELL_FILLED, now + _SMALL_GAIN):
             return row_tokens, fill
-    return None
+        if fill is not None and fill > best[1]:
+            best = (row_tokens, fill)
+    return best if best[1] >= now + _LARGE_GAIN else None
 
 
 def _repacked(lengths: Sequence[int], rules: Rules) -> float | None:

@@ -37,8 +37,9 @@ def resolved_table(
     lines = [_opened(plan, seen, passes, number) for number in range(len(specs))]
     per_row = sum(seen.samples) / seen.rows
     tempered = f", at temperature {plan.rules.temperature:g}" if plan.rules.temperature != 1 else ""
+    fill = f"expected fill {seen.fill(plan.rules):.1%} of {plan.rules.budget.tokens:,}"
     last = (
-        f"{num_lanes} rows a step, about {per_row:.2f} samples a row, expected fill {seen.fill(plan.rules):.1%}; "
+        f"{num_lanes} rows a step, about {per_row:.2f} samples a row, {fill}; "
         f"shares are of {plan.rules.unit.replace('_', ' ')}{tempered}"
     )
     longer = fuller_rows(seen, plan.rules)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
+from bestiary import cli
 from bestiary.cli import _parser, main
 from bestiary.inference.pictures import box, point
 from bestiary.schema import Sample, Turn
@@ -39,3 +42,22 @@ def test_check_names_the_damaged_shard(tmp_path: Path, capsys: pytest.CaptureFix
     shard.write_bytes(bytes(damaged))
     assert main(["check", str(tmp_path / "s")]) == 1
     assert shard.name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["ask", "run", "{}", "What?"], ["chat", "run", "--image", "{}"]])
+def test_a_broken_picture_is_named_before_any_model_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 none")
+    assert main([word.format(tmp_path / "broken.jpg") for word in words]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: picture {tmp_path / 'broken.jpg'}: the image is ") and said.count("\n") == 1
+
+
+def test_the_module_runs_as_the_script_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bestiary", "runs", "--root", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(cli.__file__, run_name="__main__")
+    assert end.value.code == 1 and capsys.readouterr().err.startswith("error: no run below")

@@ -142,12 +142,34 @@ def test_descriptions_become_shards_json_and_a_page_and_stay_while_nothing_chang
     assert write_all(changed, iter(results), identity="2", facts={}) and len(read_source(output.shards)) == 3
 
 
+def test_a_rerun_leaves_nothing_stale_and_removes_nothing_of_others(tmp_path: Path) -> None:
+    results = described(tmp_path / "in", "a.png", "b.png")
+    first = Output(tmp_path / "out", published=True)
+    first.folder.mkdir()
+    write_all(first, iter(results), identity="1", facts={})
+    mine = [tmp_path / "mine.yaml", first.folder / "mine.json", first.folder / "conf/dataset/mine.yaml"]
+    for path in mine:
+        path.write_text("mine")
+    report = json.loads((first.folder / "report.json").read_bytes())
+    report["written"] += ["../mine.yaml", str(mine[0]), "mine.json", "conf/dataset/../../../mine.yaml", "shards", 7]
+    (first.folder / "report.json").write_text(json.dumps(report))
+    write_all(dataclasses.replace(first, source="other", published=False, num_shown=0), results, identity="1", facts={})
+    assert all(path.read_text() == "mine" for path in mine)
+    here = {path.relative_to(first.folder).as_posix() for path in first.folder.rglob("*") if path.is_file()}
+    here = {name for name in here if not name.startswith("shards/")}
+    assert here == {"report.json", "mine.json", "conf/dataset/mine.yaml", "conf/dataset/other.yaml"}
+    assert len(read_source(first.shards)) == 2
+
+
 def test_shards_of_others_are_not_replaced(tmp_path: Path) -> None:
     turns = (Turn("human", "q"), Turn("assistant", "a"))
     write_samples(tmp_path / "out/shards", [Sample("k", "mine", "natural", turns)], source="mine")
     with pytest.raises(ValueError, match="did not write"):
         write_all(Output(tmp_path / "out"), described(tmp_path / "in", "a.png"), identity="1", facts={})
     assert read_source(tmp_path / "out/shards").name == "mine"
+
+
+ASKED = ("--summary", "http://h/v1", "--summary-model", "m")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +186,21 @@ def test_shards_of_others_are_not_replaced(tmp_path: Path) -> None:
         (["--page", "-1"], "-1 shown"),
         (["--limit", "0"], "--limit 0"),
         (["--source", " "], "the source is empty"),
+        (["--source", "../../../evil"], "the source '../../../evil' names a file"),
+        (["--source", "a b/c"], "the source 'a b/c' names a file"),
+        (["--source", "a\n"], "names a file"),
+        (["--question", "What <img> is?"], "holds <img>"),
+        (["--question", "<image> what <image>"], "holds <image>"),
+        (["--question", "Where is <ref>it?"], "holds <ref>"),
+        ([*ASKED, "--temperature", "nan"], "--temperature nan"),
+        ([*ASKED, "--temperature", "-1"], "--temperature -1.0"),
+        ([*ASKED, "--max-tokens", "0"], "--max-tokens 0"),
+        ([*ASKED, "--requests", "0"], "--requests 0"),
+        ([*ASKED, "--timeout", "0"], "--timeout 0.0"),
+        ([*ASKED, "--timeout", "inf"], "--timeout inf"),
+        (["--max-tokens", "5", "--requests", "2"], "--requests, --max-tokens: no effect without --summary"),
+        (["--summary", "session:x", "--timeout", "3"], "--timeout: of a server"),
+        (["--published-overlap"], "--published-overlap has no effect without segments"),
     ],
 )
 def test_an_option_that_is_wrong_is_one_line(
@@ -173,6 +210,16 @@ def test_an_option_that_is_wrong_is_one_line(
     assert bestiary(["describe", str(pictures), str(tmp_path / "out"), *options]) == 1
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
+    assert "--source" not in options or not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures, file = folder_of(tmp_path / "in", "a.png"), tmp_path / "file"
+    file.write_text("mine")
+    for out in ([file], [file / "deeper"], [tmp_path / "out", "--cache", file]):
+        assert bestiary(["describe", str(pictures), *map(str, out)]) == 1
+        assert f"{file} is a file where describe needs a folder" in capsys.readouterr().err
+    assert file.read_text() == "mine"
 
 
 def test_a_folder_without_pictures_or_a_second_run_in_it_is_one_line(

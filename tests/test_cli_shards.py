@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bestiary.cli import main
 from bestiary.cli_shards import TextLengths
+from bestiary.schema import SampleError
+from data_modules.adapters import FORMATS
 from data_modules.shards import read_source
 from tests.data_modules import making
 from tests.data_modules.servers import FileServer
@@ -125,6 +129,50 @@ def test_stats_write_numbers_and_plots_and_count_tokens(tmp_path: Path, capsys: 
     assert (tmp_path / "s/stats.png").stat().st_size > 10_000
     assert main(["shards", "stats", str(folder), "--processor", str(tmp_path / "none")]) == 1
     assert "run directory or a tokenizer file" in last_error(capsys)
+
+
+class NoPictures(TextLengths):
+    """A measure that refuses pictures."""
+
+    def __call__(self, sample: Any) -> Any:
+        if sample.images:
+            raise SampleError(sample.key, "has a picture")
+        return super().__call__(sample)
+
+
+def test_stats_say_what_the_processor_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bestiary.cli_shards._measure", lambda path: NoPictures(str.split))
+    folder = making.source(tmp_path / "toys", "toys", 9).folder
+    assert main(["shards", "stats", str(folder), "--processor", str(tmp_path)]) == 0
+    assert "toys: 6 of 9 refused by the processor, first toys-00000: has a picture\n" in capsys.readouterr().out
+
+
+def test_wrong_numbers_and_places_are_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for words, expected in (
+        (["check", "none", "--workers", "-3"], "--workers -3; it must be at least 1"),
+        (["stats", "none", "--workers", "0"], "--workers 0; it must be at least 1"),
+        (["stats", "none", "--out", str(tmp_path / "file")], "file is a file; name the folder"),
+        (["stats", "none", "--out", str(tmp_path / "file/x")], "file is a file, no folder"),
+        (["preview", "none", "--out", str(tmp_path / "file/x/y.html")], "file is a file, no folder"),
+        (["preview", "none", "--out", str(tmp_path)], f"--out {tmp_path} is a folder; name the page itself"),
+    ):
+        assert main(["shards", *words]) == 1
+        assert expected in last_error(capsys)
+
+
+def test_annotations_in_a_pipe_are_refused_without_opening_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "x.jsonl")  # nobody writes to it: opening would wait for ever
+    for kind in FORMATS:
+        words = [kind, str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "out"), "--source", "s"]
+        assert main(["shards", "write", *words]) == 1
+        assert "x.jsonl is no regular file but a pipe" in (error := last_error(capsys)) and "save them" in error
 
 
 def test_text_lengths_count_turns_and_answers() -> None:

@@ -3,9 +3,10 @@
 `<img>path</img>` becomes `<image>` in the turn's text, the picture one of the sample's, the path one of
 `meta["image_paths"]`. `<ref>`, `<box>(x0,y0),(x1,y1)</box>` and `<quad>` (four corners) stay in the text, which is what
 models learn; `meta["boxes"]` and `meta["quads"]` say them again as fractions of the picture, each with its turn and the
-`<ref>` right before it. Coordinates are whole numbers of 0 to 1000 of the picture's width and height. Words stay
-verbatim: the blank that ends a published question is a token of its own. (The published loader reads the first two
-turns only and does not look at who speaks.)
+`<ref>` right before it. Coordinates are whole numbers of 0 to 1000 of the picture's width and height, and stand in the
+text as models read them, `(x0,y0),(x1,y1)`, whatever blanks the file has there. Other words stay verbatim: the blank
+that ends a published question is a token of its own. (The published loader reads the first two turns only and does not
+look at who speaks; here a conversation that begins with an answer is refused.)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bestiary.schema import IMAGE_TAG, Sample, Turn
-from data_modules.adapters.boxes import thousandths
+from data_modules.adapters.boxes import THOUSANDTHS, thousandths
 from data_modules.adapters.conversations import ConversationOptions, read_conversation
 from data_modules.adapters.fields import Fields, shown
 from data_modules.adapters.files import domain_of, identity_of
@@ -41,8 +42,8 @@ class Part:
 class QwenVlAdapter(ConversationOptions):
     """One file of Qwen-VL conversations, a JSON array or JSON lines.
 
-    images: the folder that paths are relative to. clip: count coordinates beyond 1000 as 1000 in `meta` (the words keep
-    them), instead of refusing the record.
+    images: the folder that paths are relative to. clip: coordinates beyond 1000 become 1000, in the words as in `meta`,
+    instead of refusing the record.
     """
 
     clip: bool = False
@@ -58,11 +59,14 @@ class QwenVlAdapter(ConversationOptions):
         talk = read_conversation(
             fields.need("conversations"), record.where, system=self.system, keep_empty=self.keep_empty
         )
+        if talk.turns and talk.turns[0].role == "assistant":
+            told = shown(talk.turns[0].text)
+            raise RejectedRecordError(record.where, f"begins with the answer {told}; put its question in front")
         turns, paths, places = [], [], _Places(record.where, self.clip)
         for number, turn in enumerate(talk.turns):
             parts = split_tags(turn.text, record.where)
             paths += _paths(parts, turn, record.where)
-            places.add(parts, number)
+            parts = places.add(parts, number)
             turns.append(Turn(turn.role, _with_image_tags(parts)))
         return Sample(
             key=sample_key(self.source, record.number),
@@ -109,17 +113,26 @@ class _Places:
         self.boxes: list[dict[str, Any]] = []
         self.quads: list[dict[str, Any]] = []
 
-    def add(self, parts: Sequence[Part], turn: int) -> None:
-        """The places of one turn; each belongs to the `<ref>` in front of it, over other places in between."""
-        ref = None
+    def add(self, parts: Sequence[Part], turn: int) -> list[Part]:
+        """Takes the places of one turn, and gives its parts with the places as models read them.
+
+        Each belongs to the `<ref>` in front of it, over other places in between.
+        """
+        ref, plain = None, []
         for part in parts:
             if part.kind in _CORNERS:
-                place: dict[str, Any] = {"turn": turn, part.kind: self._fractions(part)}
+                values, fractions = self._read(part)
+                place: dict[str, Any] = {"turn": turn, part.kind: fractions}
                 (self.boxes if part.kind == "box" else self.quads).append(place | ({} if ref is None else {"ref": ref}))
+                corners = zip(values[::2], values[1::2], strict=True)
+                plain.append(Part(part.kind, ",".join(f"({x},{y})" for x, y in corners)))
             else:
                 ref = part.text.strip() if part.kind == "ref" else None
+                plain.append(part)
+        return plain
 
-    def _fractions(self, part: Part) -> list[float]:
+    def _read(self, part: Part) -> tuple[list[int], list[float]]:
+        """A place's numbers, none beyond 1000, and as fractions."""
         told = f"<{part.kind}>{shown(part.text)[1:-1]}</{part.kind}>"
         corners = [corner for corner in part.text.split("),")]
         corners = [corner if corner.rstrip().endswith(")") else f"{corner})" for corner in corners]
@@ -129,7 +142,8 @@ class _Places:
         values = [int(number) for match in found if match for number in match.groups()]
         if part.kind == "box" and (values[0] > values[2] or values[1] > values[3]):
             raise self._rejected(f"{told} has its corners the wrong way round; the upper left comes first")
-        return thousandths(values, told, self.where, clip=self.clip)
+        fractions = thousandths(values, told, self.where, clip=self.clip)
+        return [min(value, THOUSANDTHS) for value in values], fractions
 
     def _rejected(self, problem: str) -> RejectedRecordError:
         return RejectedRecordError(self.where, problem, Rejection.REGION)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bestiary.schema import Lengths, Sample
+from bestiary.schema import Lengths, Sample, SampleError
 from data_modules.adapters.images import image_size
 from data_modules.adapters.protocol import RejectedRecordError
 from data_modules.index import Shard
@@ -34,12 +34,14 @@ class Tally:
     """What was counted, of a shard or of a source; `columns` hold one number a sample, picture or answer.
 
     Columns: turns, characters, answer_characters, images, marks, tokens, views, targets (one a sample); width, height,
-    image_bytes (one a picture).
+    image_bytes (one a picture). refused: samples that the processor does not take. first_refusal: key and reason.
     """
 
     samples: int = 0
     bytes: int = 0
     damaged: Counter[str] = field(default_factory=Counter)
+    refused: int = 0
+    first_refusal: str = ""
     domains: Counter[str] = field(default_factory=Counter)
     regions: Counter[str] = field(default_factory=Counter)
     columns: dict[str, array[int]] = field(default_factory=dict)
@@ -53,6 +55,8 @@ class Tally:
         """Add what another tally counted."""
         self.samples += other.samples
         self.bytes += other.bytes
+        self.refused += other.refused
+        self.first_refusal = self.first_refusal or other.first_refusal
         for mine, theirs in (
             (self.damaged, other.damaged),
             (self.domains, other.domains),
@@ -68,6 +72,8 @@ class Tally:
             "samples": self.samples,
             "bytes": self.bytes,
             "damaged": dict(sorted(self.damaged.items())),
+            "refused": self.refused,
+            "first_refusal": self.first_refusal,
             "domains": dict(self.domains.most_common()),
             "regions": dict(self.regions.most_common()),
             **{name: spread(values) for name, values in self.columns.items()},
@@ -130,8 +136,10 @@ def _count(tally: Tally, sample: Sample, measure: Measure | None) -> None:
     if measure is not None:
         try:
             lengths = measure(sample)
-        except ValueError:
-            tally.damaged["processor"] += 1
+        except ValueError as error:  # a SampleError, too
+            problem = error.problem if isinstance(error, SampleError) else str(error)
+            tally.refused += 1
+            tally.first_refusal = tally.first_refusal or f"{sample.key}: {' '.join(problem.split())}"
             return
         tally.note(tokens=lengths.tokens, views=lengths.views, targets=lengths.targets)
 
@@ -152,6 +160,15 @@ def table(tallies: Mapping[str, Tally]) -> list[list[str]]:
     if len(rows) > 1:
         rows.append(_row("all", merged(tallies.values())))
     return [header, *rows]
+
+
+def refusals(tallies: Mapping[str, Tally]) -> list[str]:
+    """One line for every source of which the processor refuses samples."""
+    return [
+        f"{name}: {tally.refused:,} of {tally.samples:,} refused by the processor, first {tally.first_refusal}"
+        for name, tally in tallies.items()
+        if tally.refused
+    ]
 
 
 def merged(tallies: Iterable[Tally]) -> Tally:

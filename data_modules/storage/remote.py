@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,7 +51,8 @@ class Remote:
         self.root, self.limit, self.patience = root, limit, patience
         self.options = {scheme: dict(given) for scheme, given in (options or {}).items()}
         self._states: dict[int, _State] = {}
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
+        self._run = uuid.uuid4().hex  # workers inherit it, however they are started
 
     def __getstate__(self) -> dict[str, Any]:
         facts = dict(self._state.facts)
@@ -86,13 +88,13 @@ class Remote:
             except RangesIgnoredError:
                 facts = self._state.facts[url] = replace(facts, has_ranges=False)
         if stop - start < facts.size:
-            self._tell_of_whole_files(url)
+            self._tell(url, "its server sends no ranges, so every file that is read comes whole")
         return self._cached(url, facts, 0, facts.size)[start:stop]
 
     def keep(self, url: str, facts: Facts, data: bytes) -> memoryview:
         """Put a whole file that has come already into the cache."""
         state = self._state
-        key = cache_key(identity(url), facts.version, 0, facts.size)
+        key = self._key(url, facts, 0, facts.size)
         found = state.cache.find(key, facts.size)
         state.tally.add("misses" if found is None else "hits")
         if found is not None:
@@ -106,16 +108,24 @@ class Remote:
         store = self._store(url)
         return self._persist(printable(url), lambda: store.list(url))
 
-    def _tell_of_whole_files(self, url: str) -> None:
-        """One line for each store whose files cannot be read in parts."""
+    def _tell(self, url: str, what: str) -> None:
+        """One line for each folder of files."""
         place = printable(url).partition("?")[0].rpartition("/")[0]
-        if place not in self._told:
-            self._told.add(place)
-            log.warning("%s: its server sends no ranges, so every file that is read comes whole", place)
+        if (place, what) not in self._told:
+            self._told.add((place, what))
+            log.warning("%s: %s", place, what)
+
+    def _key(self, url: str, facts: Facts, start: int, stop: int) -> str:
+        """Where a range is kept. Without a version nobody can say later that a file is the same: this run alone."""
+        if not facts.version:
+            self._tell(
+                url, "its server tells no version (ETag or Last-Modified), its shards are cached for this run only"
+            )
+        return cache_key(identity(url), facts.version or f"run {self._run}", start, stop)
 
     def _cached(self, url: str, facts: Facts, start: int, stop: int) -> memoryview:
         state = self._state
-        key = cache_key(identity(url), facts.version, start, stop)
+        key = self._key(url, facts, start, stop)
         with state.stripes[int(key[:8], 16) % _STRIPES]:  # two threads that want one range fetch it once
             found = state.cache.find(key, stop - start)
             if found is not None:

@@ -148,11 +148,14 @@ def split_pattern(location: str) -> tuple[str, list[str]]:
     """The folder and the file names of a pattern of files, such as `https://host/set/part-{000..099}.tar`.
 
     Everything up to the last `/` before the first brace (or before the file name) is the folder; a query stays with it.
+    Names of http(s) may be percent-encoded or not: `joined` encodes them.
     """
     plain, mark, query = location.partition("?")
     place = plain.find("{")
     end = plain.rfind("/", 0, place if place >= 0 else len(plain)) + 1
     names = expand_braces(plain[end:])
+    if plain.partition(":")[0].lower() in _DEFAULT_PORTS:
+        names = [unquote(name) for name in names]
     for name in names:
         checked_name(name)
     if len(set(names)) != len(names):

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 
-from bestiary.compose import load_run
+from bestiary.saved_run import load_saved_run
 from bestiary.saved_weights import open_weights
-from bestiary.training.assembly import load_pieces
 from bestiary.training.parents import export_weights
 
 log = logging.getLogger("demo_assets")
@@ -27,7 +26,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path("src/bestiary/variants/sphinx_v/assets/stage1.safetensors"))
     args = parser.parse_args()
-    pieces = load_pieces(load_run(args.run), args.run, accelerator="cpu", threads=0)
+    pieces = load_saved_run(args.run)
     made = open_weights(args.run)
     export_weights(
         pieces.model, args.out, stage=made.stage, identity=pieces.identity, step=made.step, dtype=torch.float16

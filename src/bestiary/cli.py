@@ -59,3 +59,7 @@ def _data(args: argparse.Namespace) -> None:
 
     for name, folder in build(args.root, seed=args.seed).items():
         sys.stdout.write(f"{name}: {folder}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

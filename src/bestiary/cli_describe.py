@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
-import logging
 import math
-import os
 import sys
 import threading
 import time
@@ -16,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bestiary.cli_describe_summary import add_summary, check_summary, make_summaries
+
 if TYPE_CHECKING:
     from bestiary.cli_describe_output import Output
     from bestiary.cli_describe_pictures import Pictures
     from bestiary.description.cache import Cache
-    from bestiary.description.endpoint import Endpoint
-    from bestiary.description.engine import Engine, Summaries
-    from bestiary.description.session import SessionSummariser
+    from bestiary.description.engine import Engine
     from bestiary.description.tally import Tally
 
 EVERY_S = 10.0
@@ -69,7 +67,7 @@ def add_describe(commands: Any) -> None:
         "--cache", type=Path, metavar="DIR", help="kept answers, shared by all parts; default OUT/cache"
     )
     _add_experts(describe.add_argument_group("experts"))
-    _add_summary(describe.add_argument_group("summary"))
+    add_summary(describe.add_argument_group("summary"))
     _add_output(describe.add_argument_group("output"))
     describe.set_defaults(act=_describe)
 
@@ -84,25 +82,10 @@ def _add_experts(group: Any) -> None:
     group.add_argument("--device", default="cpu", help="of the models: cpu, cuda, cuda:1 ...")
     group.add_argument("--dtype", default="float32", help="of the models: float32, bfloat16 or float16")
     group.add_argument(
-        "--published-overlap", action="store_true", help="equal captions are compared as published, with its flaw"
+        "--published-overlap",
+        action="store_true",
+        help="equal captions of segments are compared as published, with its flaw",
     )
-
-
-def _add_summary(group: Any) -> None:
-    group.add_argument(
-        "--summary",
-        default="none",
-        metavar="WHO",
-        help="address of an OpenAI-compatible server up to /v1, session:RUN for a run of ours, or none (no shards)",
-    )
-    group.add_argument("--summary-model", metavar="NAME", help="what the server calls the model")
-    group.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the server's key")
-    group.add_argument("--requests", type=int, default=8, metavar="N", help="under way at a time")
-    group.add_argument("--attempts", type=int, default=6, metavar="N", help="of one request; waits grow in between")
-    group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds without an answer")
-    group.add_argument("--backoff", type=float, default=1.0, metavar="S", help="first wait in seconds, then doubled")
-    group.add_argument("--max-tokens", type=int, default=512, metavar="N", help="of a summary")
-    group.add_argument("--temperature", type=float, default=0.0, help="0 takes the most probable token")
 
 
 def _add_output(group: Any) -> None:
@@ -129,11 +112,16 @@ def _describe(args: argparse.Namespace) -> None:
         raise ValueError(f"--limit {args.limit}: describe at least one picture")
     part = part_of(args.part)
     folder = args.out / part.folder
+    cache_folder = args.cache or args.out / "cache"
+    for path in (folder, cache_folder):
+        _check_folder(path)
+    output = _output(args, folder)
+    check_summary(args)
+    _check_overlap(args)
     pictures = open_pictures(args.pictures, part, format=args.format, limit=args.limit)
     if not pictures.total and part.total == 1:
         raise ValueError(f"{args.pictures} holds no JPEG, PNG or WebP picture; give the folder that they are in")
-    cache = Cache(args.cache or args.out / "cache")
-    output = _output(args, folder)
+    cache = Cache(cache_folder)
     with _alone(folder):
         stop = threading.Event()
         engine = _engine(args, cache, _allowed(args.bad_budget, pictures.total), stop)
@@ -155,6 +143,20 @@ def _describe(args: argparse.Namespace) -> None:
             f"{tally.pending} of {tally.seen} pictures have no summary yet, so no shards are written; run the same "
             f"command again. The last: {tally.last_postponed}"
         )
+
+
+def _check_folder(path: Path) -> None:
+    """Raise where a file stands in the way of a folder."""
+    there = next((place for place in (path, *path.parents) if place.exists()), path)
+    if there.exists() and not there.is_dir():
+        raise ValueError(f"{there} is a file where describe needs a folder; name another, or move the file away")
+
+
+def _check_overlap(args: argparse.Namespace) -> None:
+    from bestiary.description.experts import chosen
+
+    if args.published_overlap and "segments" not in chosen(args.experts):
+        raise ValueError("--published-overlap has no effect without segments in --experts; add them, or leave it out")
 
 
 def _allowed(budget: float, total: int) -> int:
@@ -192,7 +194,7 @@ def _engine(args: argparse.Namespace, cache: Cache, allowed: int, stop: threadin
     workers = args.workers if args.workers is not None else 1 if has_models else _cores()
     return Engine(
         lambda: Describer(load(names, folders, device=args.device, dtype=args.dtype), cache),
-        _summaries(args, cache, stop),
+        make_summaries(args, cache, stop),
         Tally(allowed),
         overlap="published" if args.published_overlap else "exact",
         workers=workers,
@@ -205,47 +207,6 @@ def _cores() -> int:
     from data_modules.writing.plan import available_cores
 
     return available_cores()
-
-
-def _summaries(args: argparse.Namespace, cache: Cache, stop: threading.Event) -> Summaries | None:
-    from bestiary.description.engine import Summaries
-
-    if args.summary == "none":
-        if args.summary_model or args.api_key_env:
-            raise ValueError("--summary-model and --api-key-env have no effect without --summary ADDRESS; give it")
-        return None
-    summariser: Endpoint | SessionSummariser
-    if args.summary.startswith("session:"):
-        if args.summary_model or args.api_key_env:
-            raise ValueError("--summary-model and --api-key-env are of a server, not of session:RUN; leave them out")
-        from bestiary.description.session import SessionSummariser
-
-        run = Path(args.summary.removeprefix("session:"))
-        summariser = SessionSummariser(
-            run, device=args.device, max_new_tokens=args.max_tokens, temperature=args.temperature
-        )
-    else:
-        summariser = _endpoint(args, stop)
-    return Summaries(summariser, cache)
-
-
-def _endpoint(args: argparse.Namespace, stop: threading.Event) -> Endpoint:
-    from bestiary.description.endpoint import Asking, Endpoint
-    from data_modules.storage.patience import Patience, retry_after_s
-
-    key = None
-    if args.api_key_env:
-        key = os.environ.get(args.api_key_env, "").strip()
-        if not key:
-            raise ValueError(
-                f"--api-key-env {args.api_key_env}: no such variable, or it is empty; export the key in it"
-            )
-    if not args.summary_model:
-        raise ValueError(f"--summary {args.summary} needs --summary-model NAME, as the server calls it")
-    asking = Asking(args.summary, args.summary_model, key, max_tokens=args.max_tokens, temperature=args.temperature)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
-    patience = Patience(attempts=args.attempts, timeout_s=args.timeout, backoff_s=args.backoff)
-    return Endpoint(asking, patience=patience, retry_after_s=retry_after_s, stop=stop)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
@@ -15,8 +16,9 @@ from typing import Any, TextIO
 
 from bestiary.description.engine import Description, Picture
 from bestiary.description.prompts import QUESTION
+from bestiary.description.tags import unusable_tag
 from bestiary.description.words import Described
-from bestiary.schema import Region, Sample, Turn
+from bestiary.schema import IMAGE_TAG, Region, Sample, Turn
 from data_modules.index import SOURCE_FILE, Shard
 from data_modules.inspection.preview import Shown, page
 from data_modules.shards import read_source
@@ -26,6 +28,12 @@ MADE_BY = "describe"
 """In source.json's made_by: a hash of everything the shards were made of."""
 REPORT = "report.json"
 LEVELS = ("regions", "segments", "texts")
+PUBLISHED = ("ann_all.json", "detailed_caption.json")
+"""The files of the published pipeline; img_id is the name below the folder, since base names repeat."""
+PAGE = "page.html"
+_SOURCE = r"[A-Za-z0-9_][\w.-]*"
+_OWN = re.compile("|".join((*map(re.escape, (*PUBLISHED, PAGE)), rf"conf/dataset/{_SOURCE}\.yaml")))
+"""Names of what this run may remove of an earlier one."""
 Result = tuple[Picture, bytes, Description]
 
 
@@ -53,6 +61,16 @@ class Output:
         for name in ("source", "domain", "question"):
             if not getattr(self, name).strip():
                 raise ValueError(f"the {name} is empty; write one")
+        if not re.fullmatch(_SOURCE, self.source):
+            raise ValueError(
+                f"the source {self.source!r} names a file, too: write letters, digits, _, - and dots, the first one "
+                "a letter of a to z, a digit or _"
+            )
+        if tag := unusable_tag(self.question, may_have_picture=True):
+            raise ValueError(
+                f"the question {self.question!r:.100} holds {tag}: {IMAGE_TAG} may stand there once, other tags of "
+                "pictures never, those of names and places closed"
+            )
 
     @property
     def shards(self) -> Path:
@@ -62,7 +80,7 @@ class Output:
     @property
     def page(self) -> Path:
         """The page."""
-        return self.folder / "page.html"
+        return self.folder / PAGE
 
     @property
     def dataset(self) -> Path:
@@ -107,7 +125,8 @@ def write_all(output: Output, results: Iterable[Result], *, identity: str, facts
         shown = [Shown(sample_to_show(*result), output.source) for result in chosen.results()]
         write_atomically(output.page, page(shown, title=f"descriptions: {output.source}").encode())
         written.append(output.page)
-    names = [str(path.relative_to(output.folder)) for path in written]
+    names = [path.relative_to(output.folder).as_posix() for path in written]
+    _remove_stale(output, names)
     report = json.dumps({**facts, "written": names, "made_of": made_of}, indent=1, ensure_ascii=False)
     write_atomically(output.folder / REPORT, (report + "\n").encode())
     return written
@@ -135,10 +154,6 @@ def sample_to_show(picture: Picture, data: bytes, found: Description) -> Sample:
         turns.append(Turn("human", "\n".join(lines)))
     turns.append(Turn("assistant", found.summary or "(no summary)"))
     return Sample(picture.key, "describe", "described", tuple(turns), (data,), tuple(regions))
-
-
-PUBLISHED = ("ann_all.json", "detailed_caption.json")
-"""The files of the published pipeline; img_id is the name below the folder, since base names repeat."""
 
 
 def _published(results: Iterable[Result], lists: Sequence[_List]) -> Iterator[Result]:
@@ -210,13 +225,29 @@ def _write_shards(output: Output, samples: Iterator[Sample], made_of: str) -> li
     return shards
 
 
-def _is_made(output: Output, made_of: str) -> bool:
-    """Whether an earlier run has written all of it."""
+def _last_report(output: Output) -> dict[str, Any]:
+    """What an earlier run has left, as far as it can be read."""
     try:
         report = json.loads((output.folder / REPORT).read_bytes())
-        return report["made_of"] == made_of and all((output.folder / name).is_file() for name in report["written"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return False  # it is written anew
+    except (FileNotFoundError, ValueError):
+        return {}
+    return report if isinstance(report, dict) and isinstance(report.get("written"), list) else {}
+
+
+def _is_made(output: Output, made_of: str) -> bool:
+    """Whether an earlier run has written all of it."""
+    report = _last_report(output)
+    return report.get("made_of") == made_of and all((output.folder / str(name)).is_file() for name in report["written"])
+
+
+def _remove_stale(output: Output, names: Sequence[str]) -> None:
+    """Remove what the last run wrote here and this one did not; never shards, never anything of other names."""
+    for name in _last_report(output).get("written", []):
+        if name in names or not isinstance(name, str) or not _OWN.fullmatch(name):
+            continue
+        path = output.folder / name
+        if path.parent.resolve().is_relative_to(output.folder.resolve()):
+            path.unlink(missing_ok=True)
 
 
 def _check_own(output: Output) -> None:

@@ -97,7 +97,7 @@ def _add_meaning(parser: argparse.ArgumentParser) -> None:
 def _write(args: argparse.Namespace) -> None:
     from data_modules.adapters import described, make_adapter
     from data_modules.writing import Plan, write_source
-    from data_modules.writing.plan import MAX_REJECTED, available_cores
+    from data_modules.writing.plan import MAX_REJECTED, available_cores, check_annotations
     from data_modules.writing.progress import shown
 
     if args.format == "list":
@@ -110,6 +110,7 @@ def _write(args: argparse.Namespace) -> None:
     for name in ("annotations", "out", "source"):
         if getattr(args, name) is None:
             raise ValueError(f"{'ANNOTATIONS' if name == 'annotations' else f'--{name}'} is missing; give it")
+    check_annotations(args.annotations)
     adapter = make_adapter(
         args.format,
         args.annotations,
@@ -174,6 +175,7 @@ def _opened(args: argparse.Namespace) -> Iterator[tuple[str, ShardSet]]:
 def _check(args: argparse.Namespace) -> None:
     from data_modules.inspection.check import check_source
 
+    _check_workers(args)
     num_problems = num_sources = num_samples = 0
     unread = ""
     for location, shards in _opened_or_problem(args):
@@ -214,9 +216,13 @@ def _opened_or_problem(args: argparse.Namespace) -> Iterator[tuple[str, ShardSet
 
 
 def _stats(args: argparse.Namespace) -> None:
-    from data_modules.inspection.stats import Tally, gather, table
+    from data_modules.inspection.stats import Tally, gather, refusals, table
 
+    _check_workers(args)
     if args.out is not None:
+        if args.out.exists() and not args.out.is_dir():
+            raise ValueError(f"--out {args.out} is a file; name the folder that stats.json and stats.png go into")
+        _check_parents(args.out)
         if find_spec("matplotlib") is None:  # said before an hour of counting
             raise ValueError("stats --out draws with matplotlib, which is not installed; pip install 'bestiary[plots]'")
         from data_modules.inspection.plots import draw
@@ -226,12 +232,24 @@ def _stats(args: argparse.Namespace) -> None:
         name = shards.name if shards.name not in tallies else location
         tallies[name] = gather(shards, measure=measure, workers=args.workers)
     _show_table(table(tallies))
+    sys.stdout.writelines(f"{line}\n" for line in refusals(tallies))
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         facts = {name: tally.summary() for name, tally in tallies.items()}
         (args.out / "stats.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         draw(tallies, args.out / "stats.png")
         sys.stdout.write(f"{args.out / 'stats.json'}, {args.out / 'stats.png'}\n")
+
+
+def _check_workers(args: argparse.Namespace) -> None:
+    if args.workers < 1:
+        raise ValueError(f"--workers {args.workers}; it must be at least 1")
+
+
+def _check_parents(out: Path) -> None:
+    for parent in out.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ValueError(f"--out {out}: {parent} is a file, no folder; name another place")
 
 
 def _show_table(rows: Sequence[Sequence[str]]) -> None:
@@ -285,6 +303,9 @@ def _preview(args: argparse.Namespace) -> None:
     from data_modules.inspection.preview import page
     from data_modules.writer import write_atomically
 
+    if args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a folder; name the page itself, such as {args.out / 'preview.html'}")
+    _check_parents(args.out)
     opened = list(_opened(args))
     shown = choose([shards for _, shards in opened], num=args.num, seed=args.seed, keys=args.keys)
     names = ", ".join(dict.fromkeys(shards.name for _, shards in opened))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,10 +92,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beams", type=int, default=1, help="search with so many hypotheses (temperature 0)")
 
 
-def _session(args: argparse.Namespace) -> Session:
+def _session(args: argparse.Namespace, images: Sequence[Path]) -> Session:
+    """The model of the command line; the pictures are looked at first, because only here their names are known."""
     with quick_imports():
+        from bestiary.inference.pictures import check_file
         from bestiary.inference.session import Session, Settings
 
+    for image in images:
+        check_file(image)
     chosen = {"seed": args.seed, "num_beams": args.beams, "places": args.places}
     settings = Settings(args.max_new_tokens, args.temperature, args.top_p, **chosen)
     if args.model is None and not (args.run / "model.yaml").is_file():
@@ -107,12 +111,13 @@ def _session(args: argparse.Namespace) -> Session:
 
 def _ask(args: argparse.Namespace) -> None:
     images = [args.image, *args.more]
-    answer = _session(args).respond(images, args.question, args.marks, frame=_frame(args))
+    answer = _session(args, images).respond(images, args.question, args.marks, frame=_frame(args))
     sys.stdout.write(f"{answer}\n")
 
 
 def _chat(args: argparse.Namespace) -> None:
-    chat = _session(args).start(args.image, args.marks, frame=_frame(args))
+    images = [] if args.image is None else [args.image]
+    chat = _session(args, images).start(args.image, args.marks, frame=_frame(args))
     for line in sys.stdin:
         try:
             _answer(chat, line.strip())

@@ -259,7 +259,9 @@ class EvaluationData:
     """What a suite's benchmarks bring."""
 
     heldout: dict[str, Source] = field(default_factory=dict)
-    """Held-out sources beside those of the run, below the run's `data.root`."""
+    """Held-out sources beside those of the run, below `root`."""
+    root: str | None = None
+    """null = the run's `data.root`; for weights without a run that of a cluster"""
 
 
 @dataclass
@@ -278,7 +280,12 @@ class Evaluation:
     """What eval.py may be told."""
 
     run: str = MISSING
-    """A run directory; its newest complete checkpoint is scored."""
+    """A run directory, whose newest complete checkpoint is scored; or weights without a run: an imported folder, with
+    `model` also a published folder or a safetensors file."""
+    model: str | None = None
+    """Of weights without a run: a name in conf/model, or a yaml with a model node; null = the model.yaml there."""
+    scale: str = "paper"
+    """Of that name."""
     suite: dict[str, Any] = field(default_factory=dict)
     every: Every = field(default_factory=Every)
     data: EvaluationData = field(default_factory=EvaluationData)

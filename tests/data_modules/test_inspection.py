@@ -15,7 +15,7 @@ from data_modules.index import RECORD
 from data_modules.inspection.check import check_source, image_problem
 from data_modules.inspection.choosing import choose
 from data_modules.inspection.plots import draw
-from data_modules.inspection.stats import Tally, gather, merged, spread, table
+from data_modules.inspection.stats import Tally, gather, merged, refusals, spread, table
 from data_modules.shards import ShardSet, read_source, write_samples
 from tests.data_modules import making
 
@@ -131,8 +131,11 @@ def test_damage_and_refusals_are_counted_apart_from_samples(source: ShardSet) ->
     flip(shard, 600)
     tally = gather(read_source(source.folder), measure=picky)
     assert tally.samples == 22 and tally.damaged["record"] == 1
-    assert tally.damaged["processor"] == 22 and "tokens" not in tally.columns
-    assert tally.damaged["image"] == 1
+    assert tally.damaged == {"record": 1, "image": 1} and "tokens" not in tally.columns
+    assert tally.summary()["refused"] == 22 and tally.summary()["first_refusal"] == "toys-00001: too strange"
+    assert refusals({"toys": tally, "none": Tally()}) == [
+        "toys: 22 of 22 refused by the processor, first toys-00001: too strange"
+    ]
 
 
 def test_percentiles_are_exact_and_nothing_stays_nothing() -> None:

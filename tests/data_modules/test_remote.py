@@ -241,6 +241,26 @@ def test_a_file_that_changes_under_the_run_is_an_error(tmp_path: Path, change: s
         assert folder(server, tmp_path).span("a.tar", 0, 100) == server.files["d/a.tar"][:100], "a new run reads anew"
 
 
+def test_without_a_version_the_cache_serves_this_run_and_its_workers_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read(remote: Folder) -> tuple[bytes, bytes]:
+        return bytes(remote.read("source.json")), bytes(remote.span("a.tar", 10, 200))
+
+    with FileServer(dict(FILES), lambda ask: Deed(etag="")) as server:
+        remote = folder(server, tmp_path)
+        assert read(remote) == (b"{}", DATA[10:200])
+        num_asks = len(server.asks)
+        server.files = {"d/a.tar": DATA[::-1], "d/source.json": b"[]"}
+        assert read(pickle.loads(pickle.dumps(remote))) == read(remote) == (b"{}", DATA[10:200])
+        assert len(server.asks) == num_asks, "the run asks once, its workers not at all"
+        assert caplog.text.count("d: its server tells no version") == 1
+        assert read(folder(server, tmp_path)) == (b"[]", DATA[::-1][10:200]), "a new run reads anew"
+        last = folder(server, tmp_path, cache_bytes=500)
+        assert last.span("a.tar", 0, 400) == DATA[::-1][:400]
+        assert len(list((tmp_path / "cache" / "spans").glob("*.span"))) == 1, "files of other runs are evicted"
+
+
 def test_a_cached_range_that_was_harmed_is_fetched_again(server: FileServer, tmp_path: Path) -> None:
     assert folder(server, tmp_path).span("a.tar", 0, 5000) == DATA[:5000]
     path = next((tmp_path / "cache" / "spans").glob("*.span"))

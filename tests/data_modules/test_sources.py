@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tarfile
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from data_modules.lanes import Ref
+from data_modules.packing import Budget, fill_row
+from data_modules.planning import Foreseen, fuller_rows
 from data_modules.rows import LaneReader, Plan
 from data_modules.rules import Rules
 from data_modules.shards import write_samples
@@ -112,11 +116,40 @@ class TestSources:
         sources = {"even": {"path": tmp_path / "even"}}
         made = stream(sources, max_tokens=76, max_views=0)
         last, hint = resolved_table(made.specs, made.plan, num_lanes=LANES).splitlines()[-2:]
-        assert "expected fill 75.0%" in last
+        assert "expected fill 75.0% of 76;" in last
         assert hint == "rows of data.row_tokens=114 would be about 100.0% full"
         longer = stream(sources, max_tokens=76, max_views=0, row_tokens=114)
         last = resolved_table(longer.specs, longer.plan, num_lanes=LANES).splitlines()[-1]
         assert "about 2.00 samples a row, expected fill 100.0%" in last
+
+    @pytest.mark.parametrize(
+        ("lengths", "row", "told"),
+        [
+            ([129] * 96, 256, (258, 1.0)),
+            ([200] * 96, 256, (400, 1.0)),
+            ([57] * 24, 76, (114, 1.0)),  # one lane
+            ([50] * 96, 100, None),
+            ([60] * 3, 100, None),  # too few to tell
+        ],
+    )
+    def test_a_row_is_proposed_where_it_helps(
+        self, lengths: list[int], row: int, told: tuple[int, float] | None
+    ) -> None:
+        waiting, rest = [], iter(lengths)
+        rows = []
+        with contextlib.suppress(StopIteration):
+            while True:
+                refs = fill_row(waiting, lambda: Ref(0, 0, 0, next(rest), 0), Budget(row), 1)
+                rows.append([ref.tokens for ref in refs])
+        held = [tokens for one in rows for tokens in one]
+        seen = Foreseen(max(1, len(rows)), (len(held),), (sum(held),), (0,), (0,), (0,), tuple(held or lengths))
+        assert fuller_rows(seen, Rules(seed=0, num_lanes=1, max_tokens=row, look_ahead=1)) == told
+
+    def test_a_mix_that_fills_no_row_well_is_told_the_best(self) -> None:
+        lengths = [1282 + 20 + 7 * n % 61 for n in range(96)]  # one a row of 2048
+        seen = Foreseen(96, (96,), (sum(lengths),), (0,), (0,), (0,), tuple(lengths))
+        found = fuller_rows(seen, Rules(seed=0, num_lanes=4, max_tokens=2048))
+        assert found is not None and found[0] <= 8192 and found[1] > 0.95
 
     def test_longer_rows_hold_more_of_the_samples_that_are_allowed(self, mix: Any) -> None:
         short, long = (stream(mix, max_tokens=40, **more) for more in ({}, {"row_tokens": 160}))

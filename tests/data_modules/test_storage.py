@@ -65,10 +65,19 @@ def test_a_pattern_is_split_into_a_folder_and_names_and_keeps_its_query() -> Non
     assert split_pattern("https://h/d/s-{0..1}.tar?sig=a/b") == ("https://h/d/?sig=a/b", ["s-0.tar", "s-1.tar"])
     assert split_pattern("/data/{a,b}/s.tar") == ("/data/", ["a/s.tar", "b/s.tar"])
     assert split_pattern("s.tar") == ("./", ["s.tar"])
+    assert split_pattern("/data/a%20b.tar") == ("/data/", ["a%20b.tar"])
+    with pytest.raises(StorageError, match="inside a folder"):
+        split_pattern("https://h/d/%2E%2E%2Fc.tar")
     with pytest.raises(StorageError, match="inside a folder"):
         split_pattern("https://h/d/{a,b}/../c.tar")
     with pytest.raises(StorageError, match="twice"):
         split_pattern("https://h/d/{a,a}.tar")
+
+
+@pytest.mark.parametrize("written", ["a b", "a%20b"])
+def test_names_on_a_web_server_are_encoded_once_however_they_are_written(written: str) -> None:
+    folder, names = split_pattern(f"HTTP://h/c%20d/{{{written},100%}}.tar")
+    assert [joined(folder, name).partition("//")[2] for name in names] == ["h/c%20d/a%20b.tar", "h/c%20d/100%25.tar"]
 
 
 @pytest.mark.parametrize(

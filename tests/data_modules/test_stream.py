@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from bestiary.schema import Batch, Example, Lengths, RegionRows, Sample
+from bestiary.schema import Batch, Example, Lengths, RegionRows, Sample, SampleTooLongError
 from data_modules.fingerprint import differences
 from data_modules.lanes import LaneState, lanes_of
 from data_modules.rows import LaneReader
@@ -255,8 +255,25 @@ class TestTooLong:
                 assert length == min(16, len(whole[key]))
                 cut += length < len(whole[key])
         assert cut
+
+    def test_what_cannot_be_cut_is_left_out_within_the_budget(self, mix: Any, tmp_path: Path) -> None:
+        class Many(CharProcessor):
+            def lengths(self, sample: Sample) -> Lengths:
+                if int(sample.key[-2:]) == 7:
+                    raise SampleTooLongError(sample.key, "its picture would be cut", 99, 16)
+                return super().lengths(sample)
+
+        rules = {"max_tokens": 16, "too_long": "truncate_text", "augment": False}
+        made = stream({"big": mix["big"]}, processor=Many(), **rules)
+        rows = run(made, 8)
+        keys = {segment[0] for row in rows.values() for segment in row[7]}
+        assert len(keys) > 20 and "big-00007" not in keys
+        (lost,) = made.losses([rows[7, lane][-1] for lane in range(LANES)])
+        assert lost.endswith(" too_long")
+        with pytest.raises(StreamError, match=r"more than data.bad_budget=0.0 allows.* picture would be cut"):
+            run(stream({"big": mix["big"]}, processor=Many(), bad_budget=0.0, **rules), 8)
         with pytest.raises(StreamError, match="image and prompts alone"):
-            run(stream({"big": mix["big"]}, max_tokens=4, too_long="truncate_text"), 8)
+            run(stream({"big": mix["big"]}, max_tokens=4, too_long="truncate_text", bad_budget=0.0), 8)
 
 
 class TestResume:

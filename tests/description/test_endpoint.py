@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -70,6 +74,50 @@ def test_a_server_that_is_not_there_leaves_the_picture_pending() -> None:
         pass
     with pytest.raises(SummaryError, match="chat/completions"):
         endpoint(chat.url)("describe")
+
+
+def test_an_answer_that_drips_is_cut_off_in_time_and_leaves_the_picture_pending() -> None:
+    whole = said("yes")[2]
+    with dripping(whole) as (url, asked):
+        drips = endpoint(url, patience=Patience(attempts=2, timeout_s=0.3, backoff_s=0.001))
+        begin = time.monotonic()
+        with pytest.raises(SummaryError, match=r"no whole answer in 0\.3 seconds"):
+            drips("describe")
+        assert len(asked) == 2 and time.monotonic() - begin < 5
+        assert endpoint(url, patience=Patience(attempts=1, timeout_s=60.0))("describe") == "yes"
+
+
+@contextmanager
+def dripping(content: bytes, *, blanks: int = 20) -> Iterator[tuple[str, list[None]]]:
+    """A server's address, and an entry a request: for a second a blank every 0.05 s, then the content."""
+    asked: list[None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append(None)
+            self.send_response(200)
+            self.send_header("Content-Length", str(blanks + len(content)))
+            self.end_headers()
+            with suppress(OSError):  # the client may have gone
+                for _ in range(blanks):
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
+                self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing: pytest shows failures."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 HOSTILE = {

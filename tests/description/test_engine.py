@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +16,7 @@ from bestiary.description.filters import Overlap
 from bestiary.description.levels import Experts
 from bestiary.description.tally import BudgetError
 from bestiary.description.words import Mask, share_box
+from bestiary.variants.monkey.tags import check_places
 from tests.description.making import CALLS, File, Letters, Stripes, Writer, all_experts, engine, png
 
 TEXTS = Experts(texts=Letters())
@@ -118,12 +120,42 @@ def test_a_summariser_that_answers_now_and_then_is_not_let_alone(tmp_path: Path)
     assert (run.tally.described, run.tally.pending) == (2, 2 * few)
 
 
-@pytest.mark.parametrize("tag", ["<image>", "<img>", "</img>"])
-def test_a_summary_that_names_a_picture_of_its_own_is_refused_and_not_kept(tmp_path: Path, tag: str) -> None:
-    run = engine(tmp_path, TEXTS, writer=Writer(says=f"A dog {tag} here."), allowed=1)
+@pytest.mark.parametrize(
+    ("says", "tag"),
+    [
+        ("A dog <image> here.", "<image>"),
+        ("A dog <img> here.", "<img>"),
+        ("A dog </img> here.", "</img>"),
+        ("A sign. <imgpad> and <ref>x", "<imgpad>"),
+        ("A <ref>dog.", "<ref>"),
+        ("A dog</box>.", "</box>"),
+        ("<ref>a <ref>dog</ref>", "<ref>"),
+        ("<ref>a dog<box>(1,2),(3,4)</box></ref>", "<ref>"),
+        ("A dog <box>left</box>", "<box>"),
+        ("A dog <box>(1,2),(3,1001)</box>", "<box>"),
+        ("A dog <quad>(1,2),(3,4)</quad>", "<quad>"),
+    ],
+)
+def test_a_summary_with_a_tag_that_no_sample_may_hold_is_refused_and_not_kept(
+    tmp_path: Path, says: str, tag: str
+) -> None:
+    run = engine(tmp_path, TEXTS, writer=Writer(says=says), allowed=1)
     run.run(files(100))
-    assert run.tally.reasons == {"refused by the summariser": 1} and tag in run.tally.problems[0][2]
+    assert run.tally.reasons == {"refused by the summariser": 1} and f"holds {tag}," in run.tally.problems[0][2]
     assert not (tmp_path / "summaries").exists()
+
+
+def test_whole_names_and_places_stay_and_a_kept_summary_that_no_sample_may_hold_is_made_again(tmp_path: Path) -> None:
+    whole = "<ref>a\ndog</ref><box>(0,2),(3,1000)</box> < 3 <b> <quad>(1,2),(3,4),(5,6),(7,8)</quad> <ref></ref> <REF>"
+    run = engine(tmp_path, TEXTS, writer=Writer(says=whole))
+    run.run(files(100))
+    assert [found.summary for _, _, found in run.results(files(100))] == [whole]
+    check_places(whole)
+    [kept] = (tmp_path / "summaries").rglob("*.json")
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "answer": "<imgpad>"}))
+    again = engine(tmp_path, TEXTS, writer=Writer())
+    again.run(files(100))
+    assert CALLS["writer"] == 1 and again.tally.described == 1
 
 
 @pytest.mark.parametrize("content", [b'{"key": ', b'{"key": ["of another picture"], "answer": []}'])

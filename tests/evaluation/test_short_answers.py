@@ -71,6 +71,14 @@ def test_questions_without_truths_are_errors() -> None:
 def test_anls_forgives_few_letters_and_cuts_at_the_threshold() -> None:
     assert anls("hello wrld", ["Hello  World"]) == pytest.approx(1 - 1 / 12)
     assert anls("abcd", ["abxy"]) == 0.5 and anls("abcd", ["axyz"]) == 0.0
+    kept = {
+        ("New\nYork", "New York"): 1 - 1 / 8,
+        ("ab  cd", "abcd"): 1 - 2 / 6,
+        (" A b ", "a B"): 1.0,
+        ("\u00df", "a"): 0.0,
+    }
+    assert all(anls(a, [t], spacing="kept") == pytest.approx(value) for (a, t), value in kept.items())
+    assert anls("a", ["a  "], spacing="kept") == 1.0 and anls("", [""], spacing="kept") == 1.0
     assert anls("", [""]) == 1.0 and anls("b", ["aaaa", "b"]) == 1.0
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
-from bestiary.config import Data, Model, Run, Source, Stage
+from bestiary.config import Cluster, Data, Evaluation, EvaluationData, Model, Run, Source, Stage
 from bestiary.inference.pictures import point
 from bestiary.inference.session import Session
 from bestiary.named_model import named_run
 from bestiary.saved_run import no_parameter_memory
 from bestiary.saved_weights import step_folder
+from bestiary.training.assembly import evaluated_run, load_pieces
 from bestiary.training.checkpoints import TrainState, write
 
 from ..parity.sphinx_sizes import sphinx_arguments
@@ -118,6 +120,29 @@ def test_weights_of_a_file_or_a_checkpoint_answer_as_the_run_does(tmp_path: Path
     checkpoint = step_folder(tmp_path / "run/checkpoints", 7)
     for path in (checkpoint, checkpoint / "model.safetensors"):
         assert ask(Session.from_weights(path, model=tmp_path / "tiny.yaml")) == ask(tiny_session())
+
+
+def test_what_is_evaluated_is_a_run_or_weights_without_one(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_node()))
+    heldout = {"held": Source(path="held")}
+    asked = Evaluation(run="", data=EvaluationData(heldout=heldout))
+    run = evaluated_run(asked, tmp_path / "run")
+    assert run.data.root == "none" and list(run.data.heldout) == ["held"]
+    ours = load_pieces(asked, run, tmp_path / "run").model.state_dict()
+
+    path = step_folder(tmp_path / "run/checkpoints", 7) / "model.safetensors"
+    bare = replace(asked, model=str(tmp_path / "tiny.yaml"))
+    run = evaluated_run(bare, path)
+    assert run.data.root == Cluster().data_root and run.suite == {} and list(run.data.heldout) == ["held"]
+    assert evaluated_run(replace(bare, data=EvaluationData(root="there")), path).data.root == "there"
+    theirs = load_pieces(bare, run, path).model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+    with pytest.raises(ValueError, match=r"model=.*tiny\.yaml has no effect: .* is a run directory"):
+        evaluated_run(bare, tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="is not a run directory"):
+        evaluated_run(asked, tmp_path / "nothing")
 
 
 def published_yaml(folder: Path, **decoder: Any) -> Path:

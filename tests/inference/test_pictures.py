@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bestiary.inference.pictures import box, encoded, point, regions_of, stroke
+from bestiary.inference.pictures import box, check_file, encoded, point, regions_of, stroke
 from bestiary.schema import Region
 
 PICTURE = Image.new("RGB", (40, 20), (9, 8, 7))
@@ -63,3 +63,20 @@ def test_files_and_bytes_pass_as_they_are_and_others_are_named(tmp_path: Path) -
         encoded(tmp_path / "b.jpg")
     with pytest.raises(ValueError, match="not list"):
         encoded([1, 2])  # type: ignore[arg-type]
+
+
+def test_a_file_that_holds_no_whole_single_picture_is_named(tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "whole.png")
+    check_file(tmp_path / "whole.png")
+    (tmp_path / "none.jpg").write_bytes(b"none")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
+    PICTURE.save(tmp_path / "moves.webp", save_all=True, append_images=[PICTURE.rotate(90)])
+    for name, said in {
+        "none.jpg": "is none",
+        "cut.png": "damaged",
+        "moves.webp": "animated",
+        "b.jpg": "no such",
+    }.items():
+        with pytest.raises(ValueError, match=said) as error:
+            check_file(tmp_path / name)
+        assert str(error.value).startswith(f"picture {tmp_path / name}: ") and "\n" not in str(error.value)

@@ -34,7 +34,7 @@ def _truths(entry: dict[str, Any]) -> list[str]:
 def test_anls_relaxed_accuracy_and_containment_are_the_published_ones(case: Path) -> None:
     golden = read_json(case / "metrics.json")
     rules = {
-        "anls": lambda e: anls(e["answer"].strip(), _truths(e)),
+        "anls": lambda e: anls(e["answer"], _truths(e), spacing="kept"),
         "relaxed_accuracy": lambda e: float(relaxed_match(e["answer"], _truths(e), relative_to="answer")),
         "accuracy": lambda e: float(any(contains(e["answer"], truth) for truth in _truths(e))),
     }

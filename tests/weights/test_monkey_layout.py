@@ -17,7 +17,8 @@ from bestiary.mllm import MultimodalLM
 from bestiary.saved_run import load_named
 from bestiary.training.parents import load_first_weights, load_parent
 from bestiary.variants.hf_folder import Format
-from bestiary.variants.monkey.weights import ADAPTER_GLOB, check_config
+from bestiary.variants.monkey import config_json
+from bestiary.variants.monkey.weights import ADAPTER_GLOB, check_config, manifest
 from bestiary.weights.exporting import export_weights
 from bestiary.weights.importing import Asked, import_weights
 from bestiary.weights.inspecting import inspect
@@ -144,6 +145,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a picture that windows do not cover": ({"visual.image_size": 20}, "do not divide a picture of 20 x 20"),
     "another size": ({"visual.width": 8}, "of another shape"),
     "biases": ({"no_bias": False}, "no_bias False"),
+    "a size of nothing": ({"visual.patch_size": 0}, "visual.patch_size 0, which is no whole number of 1"),
 }
 
 
@@ -158,6 +160,45 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(tmp_path: Path, publis
     with pytest.raises(ValueError, match=pattern) as error:
         import_weights([folder], tmp_path / "out", Asked())
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+WRONG: list[tuple[str, Any]] = [
+    *((f"visual.{word}", 0) for word in ("patch_size", "heads", "width", "layers", "window", "n_queries")),
+    *((word, 0) for word in ("num_attention_heads", "kv_channels", "layer_norm_epsilon", "max_position_embeddings")),
+    *((word, None) for word in ("seq_length", "rotary_emb_base", "max_position_embeddings", "use_dynamic_ntk")),
+    *(("seq_length", value) for value in ("2048", 2048.0, True, 1)),
+    *(("visual.mlp_ratio", value) for value in (float("nan"), float("inf"), 10**400, "4", -1)),
+    *(("visual.image_size", value) for value in (130, None, [16, "x"], [16, 16, 16])),
+    *((word, "false") for word in ("use_dynamic_ntk", "use_logn_attn")),
+    ("layer_norm_epsilon", "x"),
+    ("visual.lora_repeat_num", -1),
+    ("visual.heads", 3),
+    ("visual.patch_size", 3),
+    ("visual.n_queries", 5),
+    ("num_attention_heads", 5),
+    ("num_hidden_layers", 10**9),
+    ("vocab_size", 10**18),
+    ("visual", [1]),
+]
+
+
+@pytest.mark.parametrize(("word", "value"), WRONG)
+def test_a_value_that_is_none_is_one_line_that_names_it(model: MultimodalLM, word: str, value: Any) -> None:
+    config = config_json.config_of(model, image_start_id=7)
+    config_json.completed(config, manifest(model))
+    (config["visual"] if "." in word else config)[word.rpartition(".")[2]] = value
+    with pytest.raises(ValueError, match=rf"^config\.json says {word} .*fetch it again$") as error:
+        config_json.completed(config, manifest(model))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 220
+
+
+def test_a_qwen_vl_of_a_view_that_patches_do_not_divide_names_config_json(tmp_path: Path, model: MultimodalLM) -> None:
+    folder = making.publish_qwen_vl(tmp_path / "in", model)
+    config = json.loads((folder / "config.json").read_text())
+    config["visual"]["image_size"] = 130
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json says visual.patch_size 4, but its visual.image_size 130 is"):
+        inspect(folder)
 
 
 def test_an_index_that_names_files_outside_the_folder_is_refused(tmp_path: Path, model: MultimodalLM) -> None:

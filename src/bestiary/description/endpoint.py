@@ -147,11 +147,13 @@ class Endpoint:
         }
         try:
             with self._client.stream("POST", self._url, json=body) as response:
-                content = _bounded(response, time.monotonic() + self._patience.timeout_s)
+                content, is_late = _bounded(response, time.monotonic() + self._patience.timeout_s)
                 status, wait_s = response.status_code, self._retry_after_s(response.headers.get("retry-after"))
                 moved = response.headers.get("location", "")
         except self._errors as error:
             return _Again(SummaryError(f"{self._url}: {_shown(str(error)) or type(error).__name__}"))
+        if status == 200 and is_late:
+            return _Again(SummaryError(f"{self._url}: no whole answer in {self._patience.timeout_s:g} seconds"))
         if status == 200:
             try:
                 return _text_of(content)
@@ -185,14 +187,16 @@ class _Again:
     wait_s: float = 0.0
 
 
-def _bounded(response: Any, deadline: float) -> bytes:
-    """The body's first bytes: up to a chunk more than allowed, and what came until the deadline (monotonic)."""
+def _bounded(response: Any, deadline: float) -> tuple[bytes, bool]:
+    """The body's first bytes, up to a chunk more than allowed, and whether the deadline (monotonic) cut them off."""
     content = bytearray()
-    for chunk in response.iter_bytes(1 << 14):
+    for chunk in response.iter_bytes():  # of any size: a given one is waited for, beyond the deadline
         content += chunk
-        if len(content) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
+        if len(content) > MAX_ANSWER_BYTES:
             break
-    return bytes(content)
+        if time.monotonic() > deadline:
+            return bytes(content), True
+    return bytes(content), False
 
 
 def _text_of(content: bytes) -> str:

@@ -20,9 +20,9 @@ from bestiary.description.filters import Overlap
 from bestiary.description.levels import Describer, UnreadableError
 from bestiary.description.merging import Levels
 from bestiary.description.prompts import summary_prompt
+from bestiary.description.tags import unusable_tag
 from bestiary.description.tally import Tally
 from bestiary.description.words import ExpertError, Summariser, SummaryError
-from bestiary.schema import IMAGE_TAG
 
 AHEAD = 2
 """Pictures under way for every thread."""
@@ -30,10 +30,6 @@ PROMPTS_AHEAD = 64
 """Prompts waiting for every summary under way: experts go on while the endpoint is slow."""
 FAILURES_IN_A_ROW = 8
 """Pictures without a summary after which no more are asked for in this run: the endpoint is down."""
-
-
-PICTURE_TAGS = (IMAGE_TAG, "<img>", "</img>")
-"""Words of a sample that mean a picture; a summary with one would speak of a picture that is not there."""
 
 
 class Picture(Protocol):
@@ -67,16 +63,17 @@ class Summaries:
         self._cache = cache
 
     def get(self, digest: str, prompt: str) -> str | None:
-        """The cached summary."""
+        """The cached summary, if a sample may hold it."""
         found: str | None = self._cache.get("summaries", *self._key(digest, prompt))
-        return found
+        return None if found is None or unusable_tag(found) else found
 
     def make(self, digest: str, prompt: str) -> str:
         """Ask, and keep the answer; errors as Summariser's, and ValueError for an answer that no sample may hold."""
         summary = self._summariser(prompt)
-        for tag in PICTURE_TAGS:
-            if tag in summary:
-                raise ValueError(f"the summary holds {tag}, which stands for a picture: {summary!r:.100}")
+        if tag := unusable_tag(summary):
+            raise ValueError(
+                f"the summary holds {tag}, which is a picture's or part of a broken name or place: {summary!r:.100}"
+            )
         self._cache.put("summaries", summary, *self._key(digest, prompt))
         return summary
 

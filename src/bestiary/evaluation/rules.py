@@ -15,6 +15,7 @@ from bestiary.evaluation.questions import Answered, Question, mean_metric
 from bestiary.evaluation.report import Metric
 from bestiary.evaluation.short_answers import (
     RelativeTo,
+    Spacing,
     anls,
     contains,
     exact_match,
@@ -182,9 +183,13 @@ class Containment:
 
 @dataclass(frozen=True)
 class Anls:
-    """Average normalised Levenshtein similarity to the nearest truth, 0 below `threshold` (DocVQA). Quirks: none."""
+    """Average normalised Levenshtein similarity to the nearest truth, 0 below `threshold` (DocVQA). Quirks: none.
+
+    spacing: see `short_answers.anls`.
+    """
 
     threshold: float = 0.5
+    spacing: Spacing = "loose"
 
     def gold(self, question: Question) -> str:
         """The first truth."""
@@ -192,7 +197,7 @@ class Anls:
 
     def score(self, question: Question, answer: str, *, quirks: bool) -> float:
         """In [threshold, 1], or 0."""
-        return anls(answer, question.truths, threshold=self.threshold)
+        return anls(answer, question.truths, threshold=self.threshold, spacing=self.spacing)
 
     def metrics(self, items: Sequence[Answered], *, seed: int, quirks: bool) -> dict[str, Metric]:
         """`anls`."""

@@ -16,6 +16,8 @@ from bestiary.evaluation.scorers import is_exact
 
 RelativeTo = Literal["truth", "answer"]
 RELATIVE_TO = get_args(RelativeTo)
+Spacing = Literal["loose", "kept"]
+SPACINGS = get_args(Spacing)
 
 # Words that VQA's normalisation writes with their apostrophe, whatever single one was forgotten (visualqa.org).
 _CONTRACTIONS = """
@@ -148,18 +150,26 @@ def _without_punctuation(text: str) -> str:
     return _PERIOD.sub("", out, count=_QUIRK_MAX_PERIODS)
 
 
-def anls(answer: str, truths: Sequence[str], *, threshold: float = 0.5) -> float:
+def anls(answer: str, truths: Sequence[str], *, threshold: float = 0.5, spacing: Spacing = "loose") -> float:
     """Average normalised Levenshtein similarity (DocVQA) to the nearest truth; 0 below the threshold.
 
-    Letter case and spacing do not count; lengths are those of the texts as given, as in the official script.
+    Letter case does not count. spacing: "loose" as in DocVQA's own script, where it does not count either and lengths
+    are those of the texts as given; "kept" as Monkey's evaluation has it, where only the ends of both texts are
+    stripped and the length of a truth is that before (reference/monkey.md 5).
     """
     if not truths:
         raise ValueError(f"no truth to compare {answer!r} with; a DocVQA question has at least one answer")
-    ours = " ".join(answer.lower().split())
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing={spacing!r}; choose {', '.join(SPACINGS)}")
     distances = []
     for truth in truths:
-        length = max(len(truth.upper()), len(answer.upper()))
-        distances.append(levenshtein(" ".join(truth.lower().split()), ours) / length if length else 0.0)
+        if spacing == "kept":
+            length = max(len(truth), len(answer.strip()))
+            apart = levenshtein(truth.lower().strip(), answer.lower().strip())
+        else:
+            length = max(len(truth.upper()), len(answer.upper()))
+            apart = levenshtein(" ".join(truth.lower().split()), " ".join(answer.lower().split()))
+        distances.append(apart / length if length else 0.0)
     similarity = 1 - min(distances)
     return similarity if similarity >= threshold else 0.0
 

@@ -51,7 +51,7 @@ def sources_of(name: str, benchmark: Benchmark, heldout: Iterable[str]) -> list[
             held = f"nearest: {', '.join(near)}" if near else "data.heldout is empty"
             raise ValueError(
                 f"suite.{name} reads the held-out source {glob!r}, which data.heldout does not name ({held}); "
-                f"set suite.{name}.sources, or add it as +dataset/FILE@data.heldout.{glob}"
+                f"set suite.{name}.sources, or add it as +dataset@data.heldout.{glob}=FILE"
             )
     globs = benchmark.sources or ("*",)
     return [source for source in known if any(fnmatchcase(source, glob) for glob in globs)]

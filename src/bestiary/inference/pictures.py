@@ -11,7 +11,7 @@ from typing import Literal
 from PIL import Image
 
 from bestiary.schema import Region
-from bestiary.vision.image import image_size
+from bestiary.vision.image import decode_rgb, image_size
 
 Picture = Image.Image | bytes | str | Path
 """A PIL picture, encoded bytes (JPEG, PNG ...), or the path of such a file."""
@@ -63,6 +63,15 @@ def encoded(image: Picture) -> bytes:
     kept = image if image.mode in _PNG_MODES else image.convert("RGB")
     kept.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def check_file(path: Path) -> None:
+    """ValueError that names the file unless it holds one picture, whole; what is read is not kept."""
+    data = encoded(path)
+    try:
+        decode_rgb(data)
+    except ValueError as error:
+        raise ValueError(f"picture {path}: {error}") from error
 
 
 def all_encoded(image: Pictures) -> tuple[bytes, ...]:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from bestiary.compose import at_home, build
-from bestiary.config import Data, Run, Source
+from bestiary.compose import at_home, build, load_run
+from bestiary.config import Data, Evaluation, Run, Source
 from bestiary.language.tuning import check_quantization
 from bestiary.mllm import MultimodalLM
-from bestiary.saved_run import Pieces, load_saved_run, with_processor
+from bestiary.saved_run import NODE, Pieces, load_named, load_saved_run, with_processor
 from bestiary.saved_tuning import BASE, base_sha256, check_base, saves_all, says
 from bestiary.saved_weights import made_by
 from bestiary.training.checkpoints import Checkpoint
@@ -160,11 +160,34 @@ def _begin_tuning(run: Run, pieces: Pieces, plan: Plan, found: set[str], checkpo
     apply_plan(model, run.tuning, plan, seed=run.seed, device=device)
 
 
-def load_pieces(run: Run, folder: Path, *, accelerator: str, threads: int) -> Pieces:
-    """Model and processor of a run directory, with the weights of its newest complete checkpoint."""
-    if threads:
-        torch.set_num_threads(threads)
-    return load_saved_run(folder, run=run, device="cuda" if accelerator == "gpu" else "cpu")
+def evaluated_run(asked: Evaluation, path: Path) -> Run:
+    """The run of a directory; of weights without one what stands in for it: where data lies, and no benchmarks."""
+    if _is_run(asked, path):
+        run = load_run(path)
+    else:
+        run = Run()
+        run.data.root = run.cluster.data_root
+    run.data.root = asked.data.root or run.data.root
+    run.data.heldout |= asked.data.heldout
+    return run
+
+
+def load_pieces(asked: Evaluation, run: Run, path: Path) -> Pieces:
+    """Model and processor of what is evaluated: a run's newest complete checkpoint, or weights without a run."""
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    device = "cuda" if asked.accelerator == "gpu" else "cpu"
+    if _is_run(asked, path):
+        return load_saved_run(path, run=run, device=device)
+    return load_named(path, model=asked.model, scale=asked.scale, device=device)
+
+
+def _is_run(asked: Evaluation, path: Path) -> bool:
+    if (path / "config.resolved.yaml").is_file():
+        if asked.model:
+            raise ValueError(f"model={asked.model} has no effect: {path} is a run directory with its own; leave it out")
+        return True
+    return not (asked.model or (path / NODE).is_file())
 
 
 def source_arguments(run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -216,12 +239,13 @@ def show_plan(run: Run, missing: Mapping[str, str], stream: Callable[..., Any]) 
     absent = [*(line for place, line in missing.items() if place not in made), *files]
     wrong = _wrong_parent(run)
     used = {name: source for name, source in run.data.sources.items() if source.weight != 0}
+    data = stream(processor=processor)  # what the numbers of `data` cannot be is said here, sources or not
     if missing or files:
         shares = asked_shares(run.data)
         mix = [f"  {shares[n]:>12}  {n:<32} {s.domain or '-':<12} {s.path}" for n, s in used.items()]
     else:
         assert processor is not None
-        mix = [stream(processor=processor).resolved_table(run.stage.max_steps)]
+        mix = [data.resolved_table(run.stage.max_steps)]
     lines = [
         f"stage {run.stage.name} at scale {run.scale}: {run.stage.max_steps:,} steps of {run.stage.batch_size} rows "
         f"of at most {run.data.row_tokens or run.data.max_tokens:,} positions, lr {run.stage.optimizer.lr:g}",

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from bestiary.schema import Region, Turn
+from bestiary.variants.monkey.tags import check_places
 from data_modules.adapters import FORMATS, Adapter
 from data_modules.adapters.boxes import Frame, box_fractions
 from data_modules.adapters.fields import FIELD_BYTES, Fields
@@ -279,7 +280,7 @@ def test_tags_of_qwen_become_pictures_and_places(tmp_path: Path) -> None:
     assert sample.images == (picture(), picture(3, 3)) and sample.regions == ()
     assert sample.turns == (
         Turn("human", "Picture 1: <image>\nPicture 2:<image>\nIs <box>(0,0),(500,1000)</box> it? "),
-        Turn("assistant", answer),
+        Turn("assistant", answer.replace("(1, 2)", "(1,2)")),
     )
     assert sample.meta == {
         "id": 1,
@@ -294,12 +295,22 @@ def test_tags_of_qwen_become_pictures_and_places(tmp_path: Path) -> None:
     }
 
 
-def test_a_coordinate_beyond_the_scale_is_clipped_in_meta_only(tmp_path: Path) -> None:
-    talk = [{"from": "user", "value": "q"}, {"from": "assistant", "value": "<box>(1,2),(1003,4)</box>"}]
+def test_a_coordinate_beyond_the_scale_is_clipped_in_words_and_meta(tmp_path: Path) -> None:
+    talk = [{"from": "user", "value": "q"}, {"from": "assistant", "value": "1003: <box>(1,2),(1003,4)</box>"}]
     path = put_json(tmp_path / "q.json", [{"conversations": talk}])
     assert "beyond 1000" in problem(adapter("qwen_vl", path))
     sample = only(adapter("qwen_vl", path, clip=True))
-    assert sample.meta["boxes"][0]["box"] == [0.001, 0.002, 1.0, 0.004] and "1003" in sample.turns[1].text
+    assert sample.meta["boxes"][0]["box"] == [0.001, 0.002, 1.0, 0.004]
+    assert sample.turns[1].text == "1003: <box>(1,2),(1000,4)</box>"
+
+
+@pytest.mark.parametrize("written", ["(10, 20),(100, 400)", " ( 10,20 ),\n(100,400)\n", "(010,20),(100,0400)"])
+def test_a_box_is_written_as_the_model_reads_it(tmp_path: Path, written: str) -> None:
+    talk = [{"from": "user", "value": "a (1, 2) b "}, {"from": "assistant", "value": f"at <box>{written}</box>"}]
+    path = put_json(tmp_path / "q.json", [{"conversations": talk}])
+    sample = only(adapter("qwen_vl", path))
+    assert [turn.text for turn in sample.turns] == ["a (1, 2) b ", "at <box>(10,20),(100,400)</box>"]
+    check_places(sample.turns[1].text)
 
 
 # Benchmarks

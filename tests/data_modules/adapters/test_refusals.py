@@ -113,6 +113,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("qwen_vl", _question("q", "<quad>(1,2),(3,4)</quad>"), "must be 4 corners (x,y)"),
     ("qwen_vl", _question("q", "<box>(1,2),(3,1001)</box>"), "<box>(1,2),(3,1001)</box> goes beyond 1000"),
     ("qwen_vl", _question("q", "<box>(5,2),(3,4)</box>"), "has its corners the wrong way round"),
+    (
+        "qwen_vl",
+        _said(("assistant", "A."), ("user", "q"), ("gpt", "a")),
+        "begins with the answer 'A.'; put its question",
+    ),
     ("benchmark", {"image_path": None}, "field 'image_path' is None; it must be text"),
     ("benchmark", {"image_path": "b.png"}, "image 'b.png' cannot be read from"),
     ("benchmark", {"question": ""}, "turn 1 (human) is empty: ''"),

@@ -17,7 +17,7 @@ from bestiary.variants.monkey.decoder import SEQ_LENGTH, QwenDecoder
 from bestiary.variants.monkey.model import MonkeyVision
 from bestiary.variants.monkey.vit import VitBlock
 from bestiary.variants.monkey.windows import grid_of
-from bestiary.variants.parts import ANY_HEADS, depth, size
+from bestiary.variants.parts import ANY_HEADS, MAX_DEPTH, depth, size
 
 Shapes = Mapping[str, Sequence[int]]
 Config = Mapping[str, Any]
@@ -34,6 +34,27 @@ NUM_QUERIES = 256  # section 1.4
 MAX_POSITIONS = 8192  # section 2
 PLAIN = {"rotary_pct": 1.0, "no_bias": True, "tie_word_embeddings": False, "scale_attn_weights": True}
 """Words that every published config.json says alike, and that our decoder cannot do otherwise (section 2)."""
+_LARGEST = 1 << 24
+"""Of any size; what is beyond it is a damaged file, not a model to be built."""
+_SIZES = {
+    "hidden_size": (1, _LARGEST),
+    "intermediate_size": (2, _LARGEST),
+    "num_hidden_layers": (1, MAX_DEPTH),
+    "num_attention_heads": (1, _LARGEST),
+    "vocab_size": (1, _LARGEST),
+    "visual.width": (1, _LARGEST),
+    "visual.layers": (1, MAX_DEPTH),
+    "visual.heads": (1, _LARGEST),
+    "visual.patch_size": (1, _LARGEST),
+    "visual.window": (1, _LARGEST),
+    "visual.n_queries": (1, _LARGEST),
+    "visual.lora_repeat_num": (0, _LARGEST),
+}
+_OTHER_SIZES = {"seq_length": (2, _LARGEST), "max_position_embeddings": (1, _LARGEST), "kv_channels": (1, _LARGEST)}
+"""Whole numbers that config.json need not say: smallest and largest."""
+_REALS = {"layer_norm_epsilon": 1, "rotary_emb_base": 1e12, "visual.mlp_ratio": 1000}
+"""Numbers above 0: largest."""
+_SWITCHES = ("use_dynamic_ntk", "use_logn_attn")
 
 
 def is_qwen_vl(config: Config) -> bool:
@@ -54,22 +75,29 @@ def only_decoder_adapters(names: Sequence[str] | Mapping[str, object]) -> bool:
 def completed(config: Config, shapes: Shapes) -> dict[str, Any]:
     """config.json with what it leaves out read off the tensors; {} works, heads and grid (which no shape shows) apart.
 
-    ValueError for words that contradict one another or that no model of ours has.
+    ValueError for values that are none, and for words that contradict one another or that no model of ours has.
     """
     for word, value in PLAIN.items():
         if config.get(word, value) != value:
             raise ValueError(f"config.json says {word} {config[word]!r}; there is no Monkey but with {value!r}")
     told = _decoder_told(shapes) | {name: value for name, value in config.items() if name != "visual"}
-    told["visual"] = visual = _visual_told(shapes) | dict(config.get("visual") or {})
+    told["visual"] = visual = _visual_told(shapes) | visual_of(config)
     num_windows = len(window_numbers(shapes))
     if is_qwen_vl(config):  # one view, whatever its size, and no adapters
-        visual["window"], visual["lora_repeat_num"] = visual["image_size"], 0
-    visual.setdefault("image_size", [visual["window"], visual["window"] * max(1, num_windows)])
+        visual["window"], visual["lora_repeat_num"] = _sides(visual.get("image_size"))[0], 0
+    elif "image_size" not in visual:
+        visual["image_size"] = [visual["window"], visual["window"] * max(1, num_windows)]
     visual["image_size"] = _sides(visual["image_size"])
     visual.setdefault("lora_repeat_num", num_windows)
     _check_numbers(told, visual)
+    _check_multiples(told, visual, window="visual.image_size" if is_qwen_vl(config) else "visual.window")
     height, width = visual["image_size"]
-    rows, columns = grid_of(height, width, visual["window"])
+    try:
+        rows, columns = grid_of(height, width, visual["window"])
+    except ValueError as error:
+        raise ValueError(
+            f"config.json says visual.image_size {height} x {width}: {error}, or fetch it again"
+        ) from error
     if visual["lora_repeat_num"] not in (0, rows * columns):
         raise ValueError(
             f"config.json says visual.lora_repeat_num {visual['lora_repeat_num']} but {height} x {width} px have "
@@ -84,22 +112,61 @@ def completed(config: Config, shapes: Shapes) -> dict[str, Any]:
     return told
 
 
+def visual_of(config: Config) -> dict[str, Any]:
+    """What config.json says in `visual`, {} without one; ValueError for anything but an object."""
+    found = config.get("visual")
+    if not isinstance(found, dict | None):
+        raise ValueError(f"config.json says visual {_shown(found)}, which is no object of words; fetch it again")
+    return dict(found or {})
+
+
 def _check_numbers(told: Config, visual: Config) -> None:
-    """Raise where a size is no whole number."""
-    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    eyes = ("width", "layers", "heads", "patch_size", "window", "n_queries", "lora_repeat_num")
-    named = {word: told[word] for word in sizes} | {f"visual.{word}": visual.get(word) for word in eyes}
-    for side in visual["image_size"]:
-        named["visual.image_size"] = side
-        if odd := [word for word, value in named.items() if not isinstance(value, int) or isinstance(value, bool)]:
-            raise ValueError(f"config.json says {odd[0]} {named[odd[0]]!r}, which is no whole number; fetch it again")
-    if not isinstance(visual.get("mlp_ratio"), int | float):
-        raise ValueError(f"config.json says visual.mlp_ratio {visual.get('mlp_ratio')!r}, no number; fetch it again")
+    """Raise where a size is no whole number that a model could have, a number is none or a switch is neither."""
+    said = {word: value for word, value in told.items() if word != "visual" and (word, value) != ("kv_channels", None)}
+    said |= {f"visual.{word}": value for word, value in visual.items() if word != "image_size"}
+    ranges = [(word, said.get(word), *bounds) for word, bounds in _SIZES.items()]
+    ranges += [(word, said[word], *bounds) for word, bounds in _OTHER_SIZES.items() if word in said]
+    ranges += [("visual.image_size", side, 1, _LARGEST) for side in visual["image_size"]]
+    for word, value, low, high in ranges:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise _no(word, value, f"no whole number of {low} to {high}")
+    for word, largest in _REALS.items():
+        value = said.get(word, None if word == "visual.mlp_ratio" else 1)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= largest:
+            raise _no(word, value, f"no number above 0 and up to {largest:g}")
+    for word in _SWITCHES:
+        if not isinstance(said.get(word, True), bool):
+            raise _no(word, said[word], "neither true nor false")
+
+
+def _no(word: str, value: object, problem: str) -> ValueError:
+    return ValueError(f"config.json says {word} {_shown(value)}, which is {problem}; fetch it again")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _check_multiples(told: Config, visual: Config, *, window: str) -> None:
+    """Raise where sizes do not divide one another as they must; window: the word that says how large a view is."""
+    pairs = [
+        ("visual.patch_size", visual["patch_size"], window, visual["window"]),
+        ("visual.heads", visual["heads"], "visual.width", visual["width"]),
+        ("num_attention_heads", told["num_attention_heads"], "hidden_size", told["hidden_size"]),
+    ]
+    for part, count, whole, total in pairs:
+        if total % count:
+            raise ValueError(
+                f"config.json says {part} {count}, but its {whole} {total} is no multiple of that; fetch it again"
+            )
+    if math.isqrt(visual["n_queries"]) ** 2 != visual["n_queries"]:
+        raise _no("visual.n_queries", visual["n_queries"], "no square number")
 
 
 def require_heads(config: Config) -> None:
     """Raise where config.json leaves out what no tensor shows: heads, and how large the pictures are."""
-    visual = config.get("visual") or {}
+    visual = visual_of(config)
     wanted = {"num_attention_heads": config, "visual.heads": visual, "visual.image_size": visual}
     for name, part in wanted.items():
         if name.rpartition(".")[2] not in part:
@@ -130,8 +197,8 @@ def build_arguments(told: Config, shapes: Shapes) -> dict[str, Any]:
         "vision": vision_arguments(told, shapes),
         "decoder": decoder_arguments(told),
         "seq_length": told.get("seq_length", SEQ_LENGTH),
-        "dynamic_ntk": bool(told.get("use_dynamic_ntk", True)),
-        "logn_attention": bool(told.get("use_logn_attn", True)),
+        "dynamic_ntk": told.get("use_dynamic_ntk", True),
+        "logn_attention": told.get("use_logn_attn", True),
         "decoder_lora": decoder_lora(shapes),
     }
 

@@ -68,7 +68,7 @@ class MonkeyModel:
         ranks = adapters and f"ranks {adapters['attention_rank']} and {adapters['mlp_rank']}"
         words = [f"{len(config_json.window_numbers(shapes))} windows, {ranks}"] if ranks else ["no window"]
         words += [f"decoder, rank {lora['rank']}"] if lora else []
-        size = " x ".join(map(str, vision["image_px"])) if (config.get("visual") or {}).get("image_size") else "unsaid"
+        size = " x ".join(map(str, vision["image_px"])) if config_json.visual_of(config).get("image_size") else "unsaid"
         return [
             (
                 "decoder",
@@ -147,7 +147,7 @@ class MonkeyLayout(HfLayout):
         windows = config_json.window_numbers(names)
         if config_json.is_qwen_vl(config) or not (config or windows):
             return QWEN_VL_MODEL
-        image_size = (config.get("visual") or {}).get("image_size")
+        image_size = config_json.visual_of(config).get("image_size")
         if not windows or image_size is None:
             return MONKEY_MODEL
         shapes = {name: shape for name, shape in names.items() if isinstance(shape, Sequence)}
