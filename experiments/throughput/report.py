@@ -27,10 +27,12 @@ def table(task: str, found: Any) -> str:
         lines = ["| samples before the resume | ms to the first rows of 64 lanes |", "|---|---|"]
         lines += [f"| {line['samples']:,.0f} | {line['ms']:.1f} |" for line in found]
     elif task == "bound":
-        lines = ["| mix | row | fill | no packing passes | ratio |", "|" + "---|" * 5]
+        ahead = list(found[0]["fill"]) if found else []
+        heads = " | ".join(f"look-ahead {number} | of that" for number in ahead)
+        lines = [f"| mix | row | no packing passes | {heads} |", "|" + "---|" * (3 + 2 * len(ahead))]
         for line in found:
-            fills = f"{line['fill']:.4f} | {line['bound']:.4f} | {line['ratio']:.3f}"
-            lines.append(f"| {line['mix']} | {line['budget']} | {fills} |")
+            fills = " | ".join(f"{line['fill'][number]:.4f} | {line['of bound'][number]:.3f}" for number in ahead)
+            lines.append(f"| {line['mix']} | {line['budget']} | {line['bound']:.4f} | {fills} |")
     else:
         lines = ["| mix | row | fill | best fit decreasing | ratio | us a sample |", "|" + "---|" * 6]
         for line in found:
