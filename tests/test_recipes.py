@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from bestiary.config import Run
 from bestiary.language.decoder import Decoder, llama_config
 from bestiary.mllm import MultimodalLM
 from bestiary.saved_run import build_pieces, with_processor
-from bestiary.training.assembly import check_start, show_plan
+from bestiary.training.assembly import check_start, show_plan, stream_arguments
 from bestiary.training.parents import load_first_weights
 from bestiary.training.stages import apply_stage
+from data_modules.datamodule import StreamDataModule
+from data_modules.sources import StreamError
 from tests.test_compose import ROOT, composed
 
 MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("sphinx*.yaml"))
@@ -160,6 +163,14 @@ def test_the_published_recipe_is_planned_without_weights(name: str, capsys: pyte
     assert all(f"  {name} " in told for name in run.data.sources)
     assert "tokenizer: weights/llama-2/tokenizer.model does not exist" in told
     assert ("give parent=" in told) == bool(run.stage.parents and not run.stage.parent_optional)
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0), ("look_ahead", 0), ("chunk", 0), ("max_views", -1)])
+def test_a_dry_run_refuses_numbers_that_the_run_refuses_whatever_is_missing(name: str, value: int) -> None:
+    run = composed("experiment=sphinxv_stage2", f"data.{name}={value}")
+    stream = partial(StreamDataModule, sources={}, **stream_arguments(run))
+    with pytest.raises(StreamError, match=name):
+        show_plan(run, {"somewhere": "a source is missing"}, stream)
 
 
 def _no_stream(**_: Any) -> Any:

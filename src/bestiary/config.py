@@ -284,8 +284,8 @@ class Evaluation:
     `model` also a published folder or a safetensors file."""
     model: str | None = None
     """Of weights without a run: a name in conf/model, or a yaml with a model node; null = the model.yaml there."""
-    scale: str = "paper"
-    """Of that name."""
+    scale: str | None = None
+    """Of that name; null = paper."""
     suite: dict[str, Any] = field(default_factory=dict)
     every: Every = field(default_factory=Every)
     data: EvaluationData = field(default_factory=EvaluationData)

@@ -78,6 +78,9 @@ def test_anls_forgives_few_letters_and_cuts_at_the_threshold() -> None:
         ("\u00df", "a"): 0.0,
     }
     assert all(anls(a, [t], spacing="kept") == pytest.approx(value) for (a, t), value in kept.items())
+    assert anls("b", ["ab  "], spacing="kept") == 1 - 1 / 4
+    with pytest.raises(ValueError, match="spacing='odd'; choose loose, kept"):
+        anls("a", ["a"], spacing="odd")  # type: ignore[arg-type]
     assert anls("a", ["a  "], spacing="kept") == 1.0 and anls("", [""], spacing="kept") == 1.0
     assert anls("", [""]) == 1.0 and anls("b", ["aaaa", "b"]) == 1.0
 

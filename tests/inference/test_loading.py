@@ -139,8 +139,12 @@ def test_what_is_evaluated_is_a_run_or_weights_without_one(tmp_path: Path) -> No
     theirs = load_pieces(bare, run, path).model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
-    with pytest.raises(ValueError, match=r"model=.*tiny\.yaml has no effect: .* is a run directory"):
+    with pytest.raises(ValueError, match=r"model=.*tiny\.yaml and .* no effect: .* is a run directory"):
         evaluated_run(bare, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"scale=demo have no effect: .* is a run directory"):
+        evaluated_run(replace(asked, scale="demo"), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"scale=demo has no effect without model=NAME"):
+        evaluated_run(replace(asked, scale="demo"), path)
     with pytest.raises(FileNotFoundError, match="is not a run directory"):
         evaluated_run(asked, tmp_path / "nothing")
 

@@ -179,14 +179,19 @@ def load_pieces(asked: Evaluation, run: Run, path: Path) -> Pieces:
     device = "cuda" if asked.accelerator == "gpu" else "cpu"
     if _is_run(asked, path):
         return load_saved_run(path, run=run, device=device)
-    return load_named(path, model=asked.model, scale=asked.scale, device=device)
+    return load_named(path, model=asked.model, scale=asked.scale or "paper", device=device)
 
 
 def _is_run(asked: Evaluation, path: Path) -> bool:
     if (path / "config.resolved.yaml").is_file():
-        if asked.model:
-            raise ValueError(f"model={asked.model} has no effect: {path} is a run directory with its own; leave it out")
+        if asked.model or asked.scale:
+            raise ValueError(
+                f"model={asked.model} and scale={asked.scale} have no effect: {path} is a run directory and says both; "
+                "leave them out"
+            )
         return True
+    if asked.scale and not asked.model:
+        raise ValueError(f"scale={asked.scale} has no effect without model=NAME; give it, or leave scale out")
     return not (asked.model or (path / NODE).is_file())
 
 
