@@ -64,6 +64,13 @@ def test_blocks_that_are_computed_again_keep_their_inputs_alone() -> None:
     assert told[0]["decoder: at work"] == told[1]["decoder: at work"] == 2 * block
 
 
+def test_longer_rows_keep_more_in_proportion() -> None:
+    short, long = run_of(), run_of()
+    long.data.row_tokens = 4 * long.data.max_tokens
+    kept = [estimate_memory(on_meta(run), run).parts["decoder: kept"] for run in (short, long)]
+    assert kept[1] == 4 * kept[0] > 0
+
+
 def test_the_table_says_whether_a_device_has_room_and_nothing_of_a_laptop() -> None:
     small, large = (run_of(accelerator="gpu", memory_gb=gb) for gb in (0.5, 24))
     model = on_meta(small)
