@@ -29,6 +29,7 @@ import msgspec
 
 from bestiary.schema import IMAGE_TAG, Sample, Turn
 from data_modules.adapters.conversations import SPEAKERS
+from data_modules.adapters.reading import GZIP
 from data_modules.foreign_index import FORMATS, VERSION, index_tar, members_of
 from data_modules.foreign_tar import Archive, MappedArchive
 from data_modules.index import DAMAGED, FORMAT, Shard, SourceFacts, index_bytes, index_hash, shard_facts
@@ -220,6 +221,9 @@ class _Known:
         archive: Archive = (
             MappedArchive(self.folder.map(file)) if self.folder.is_local else _RemoteArchive(self.folder, file, size)
         )
+        if bytes(archive.read(0, len(GZIP))) == GZIP:
+            where = f"{self.folder.location.rstrip('/')}/{file}"
+            raise ValueError(f"{where} is compressed (gzip); unpack it: samples are read at their places in the tar")
         entries, domains = index_tar(archive, stem, self._format)
         index, keys = index_bytes(entries)
         shard = shard_facts(file, size, domains, entries, index, keys)

@@ -20,6 +20,8 @@ MAX_RECORD_BYTES = 64 * 2**20
 """A longer record means that the file is not what it should be."""
 MAX_HASHED_BYTES = 64 * 2**20
 """Annotation files up to this size are identified by their contents: a copy of one is the same."""
+GZIP = b"\x1f\x8b"
+"""How a gzip file begins, whatever its name."""
 _WINDOW = 4 * 2**20
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _IN_ARRAY = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + rb")*+([\[\]{},])?", re.DOTALL)
@@ -30,9 +32,19 @@ _MARK = b"\xef\xbb\xbf"
 """UTF-8's byte order mark, which some editors put first."""
 
 
+def refuse_pipe(path: Path) -> None:
+    """ValueError for annotations that cannot be read twice, such as a pipe; nothing is opened."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(
+            f"{path} is no regular file but a pipe or a device; annotations are read more than once: save them to a "
+            "file and name that"
+        )
+
+
 def file_identity(path: Path) -> dict[str, Any]:
     """What tells one annotation file from another: its hash, or size and time of change of a very large one."""
     facts = path.stat()
+    refuse_pipe(path)
     if facts.st_size > MAX_HASHED_BYTES:
         return {"file": path.name, "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
     return {"file": path.name, "sha256": sha256(path.read_bytes()).hexdigest()}
@@ -41,11 +53,15 @@ def file_identity(path: Path) -> dict[str, Any]:
 def json_records(path: Path, *, first: int = 0) -> Iterator[Record]:
     """The elements of a top-level JSON array, or the lines of JSON lines; payload: the raw bytes of each.
 
-    first: the number of the first record. Decode with `decode_record`.
+    first: the number of the first record. Decode with `decode_record`. ValueError for a file that is neither.
     """
     with path.open("rb") as file:
-        start = file.read(_WINDOW).lstrip(_MARK + _BLANK)[:1]
-    yield from (array_records if start == b"[" else line_records)(path, first=first)
+        start = file.read(_WINDOW).lstrip(_MARK + _BLANK)
+    if start.startswith(GZIP):
+        raise ValueError(f"{path} is compressed (gzip); unpack it first")
+    if start.partition(b"\n")[0].strip(_BLANK) == b"{":
+        raise ValueError(f"{path} has an object on several lines; give a JSON array, or one record a line (jq -c)")
+    yield from (array_records if start.startswith(b"[") else line_records)(path, first=first)
 
 
 def line_records(path: Path, *, first: int = 0) -> Iterator[Record]:

@@ -21,15 +21,6 @@ class WritingError(ValueError):
     """The writer cannot go on; one line that says why, what is kept and what to do."""
 
 
-def check_annotations(path: Path) -> None:
-    """WritingError for annotations that cannot be read twice, such as a pipe; nothing is opened."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise WritingError(
-            f"{path} is no regular file but a pipe or a device; annotations are read more than once: save them to a "
-            "file and name that"
-        )
-
-
 def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

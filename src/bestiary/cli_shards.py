@@ -96,8 +96,9 @@ def _add_meaning(parser: argparse.ArgumentParser) -> None:
 
 def _write(args: argparse.Namespace) -> None:
     from data_modules.adapters import described, make_adapter
+    from data_modules.adapters.reading import refuse_pipe
     from data_modules.writing import Plan, write_source
-    from data_modules.writing.plan import MAX_REJECTED, available_cores, check_annotations
+    from data_modules.writing.plan import MAX_REJECTED, available_cores
     from data_modules.writing.progress import shown
 
     if args.format == "list":
@@ -110,7 +111,7 @@ def _write(args: argparse.Namespace) -> None:
     for name in ("annotations", "out", "source"):
         if getattr(args, name) is None:
             raise ValueError(f"{'ANNOTATIONS' if name == 'annotations' else f'--{name}'} is missing; give it")
-    check_annotations(args.annotations)
+    refuse_pipe(args.annotations)
     adapter = make_adapter(
         args.format,
         args.annotations,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_modules.adapters import RejectedRecordError, reading
-from data_modules.adapters.reading import decode_record, json_records
+from data_modules.adapters.reading import decode_record, file_identity, json_records
 from data_modules.adapters.tables import csv_records, parquet_records
 
 _VALUES = st.recursive(
@@ -63,6 +65,27 @@ def test_a_broken_record_is_refused_alone(tmp_path: Path, raw: bytes) -> None:
     assert decode_record(first) == {"a": 1} and decode_record(third) == {"a": 3}
     with pytest.raises(RejectedRecordError, match=r"records.json record 1: is not JSON"):
         decode_record(second)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (gzip.compress(b'{"id": 1}'), "is compressed (gzip); unpack it"),
+        (b'\n{ \n "id": 1\n}\n', "on several lines; give a"),
+    ],
+)
+def test_a_file_that_is_neither_an_array_nor_lines_is_refused_at_once(tmp_path: Path, data: bytes, told: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=re.escape(f"{path} ")) as refused:
+        list(json_records(path))
+    assert told in str(refused.value)
+
+
+def test_a_pipe_in_a_list_of_annotations_is_refused_without_opening_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.json")  # nobody writes to it: opening would wait for ever
+    with pytest.raises(ValueError, match=r"x\.json is no regular file but a pipe"):
+        file_identity(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("data", [b'[{"a": 1}, {"a"', b'[{"a": 1},', b"[", b'[{"a": "x]}]'])
