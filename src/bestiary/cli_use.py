@@ -89,6 +89,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--places", action="store_true", help="keep tags of names and boxes in the answer (Monkey)")
+    parser.add_argument("--verbatim", action="store_true", help="put no words of the model's own around it (Monkey)")
     parser.add_argument("--beams", type=int, default=1, help="search with so many hypotheses (temperature 0)")
 
 
@@ -100,7 +101,7 @@ def _session(args: argparse.Namespace, images: Sequence[Path]) -> Session:
 
     for image in images:
         check_file(image)
-    chosen = {"seed": args.seed, "num_beams": args.beams, "places": args.places}
+    chosen = {"seed": args.seed, "num_beams": args.beams, "places": args.places, "verbatim": args.verbatim}
     settings = Settings(args.max_new_tokens, args.temperature, args.top_p, **chosen)
     if args.model is None and not (args.run / "model.yaml").is_file():
         if args.run.is_file():

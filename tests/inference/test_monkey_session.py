@@ -85,15 +85,31 @@ def test_answers_keep_their_places_only_where_asked(session: Session) -> None:
     assert "".join(session.stream(PICTURE, "what?", settings=settings)) == made_by.decode_places(own)
 
 
-def test_places_are_refused_where_a_model_marks_none(session: Session) -> None:
+def test_places_and_verbatim_are_refused_where_a_model_knows_neither(session: Session) -> None:
     class Plain:
         """A processor of another model."""
 
         decode = session.processor.decode
         stop_sequences = session.processor.stop_sequences
 
+    with pytest.raises(ValueError, match="puts no words around"):
+        Session(session.model, Plain()).respond(None, "what?", settings=Settings(verbatim=True))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="marks no places"):
         Session(session.model, Plain()).respond(None, "what?", settings=Settings(places=True))  # type: ignore[arg-type]
+
+
+def test_a_question_is_asked_verbatim_where_wished(session: Session) -> None:
+    caption = " Generate the detailed caption in English: "  # the published demo's, reference/monkey.md 5
+    bare = monkey(session, question="{}")
+    [prompt] = [bare.prompt(Sample("session", "", "", (Turn("human", caption),), (PICTURE,)))]
+    assert bare.tokenizer.decode(prompt.ids[prompt.slots == Slot.TEXT].tolist()) == caption
+    [own] = session.model.generate([prompt], max_new_tokens=8, stop=bare.stop_sequences())
+    settings = Settings(max_new_tokens=8, verbatim=True)
+    answer = session.respond(PICTURE, caption, settings=settings)
+    assert answer == bare.decode(own) == "".join(session.stream(PICTURE, caption, settings=settings))
+    assert answer != session.respond(PICTURE, caption)
+    with pytest.raises(ValueError, match="verbatim has no effect with chat"):
+        monkey(session, chat=True).verbatim()
 
 
 def test_chatml_is_a_form_of_asking_with_pictures_where_they_stand(session: Session) -> None:

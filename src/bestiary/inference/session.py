@@ -38,6 +38,8 @@ class Settings:
     num_beams: above 1, the best of so many hypotheses (`language.beams`); such an answer comes whole, not as a stream.
     places: answers keep the tags of names and places, where a model has such (Monkey: `<ref>`, `<box>`; read them with
     `variants.monkey.tags.boxes_of`).
+    verbatim: questions stand as they are given, blanks included, where a model puts words around them (Monkey's
+    " {} Answer: ", which its prompts for captions do without).
 
     Only these count: a published folder's generation_config.json (which samples, for some Ovis) changes nothing.
     """
@@ -49,6 +51,7 @@ class Settings:
     seed: int = 0
     num_beams: int = 1
     places: bool = False
+    verbatim: bool = False
 
     def __post_init__(self) -> None:
         check_beams(self.num_beams, self.temperature)
@@ -158,7 +161,7 @@ class Session:
         asked = self._settings(settings, max_new_tokens)
         decode = self._decode(asked)
         prompts = [
-            self._prompt(request, f"request {number}: " if len(requests) > 1 else "")
+            self._prompt(request, f"request {number}: " if len(requests) > 1 else "", asked)
             for number, request in enumerate(requests, 1)
         ]
         ids = self.model.generate(
@@ -195,7 +198,7 @@ class Session:
                 "use respond, or num_beams=1"
             )
         decode = self._decode(asked)
-        prompt = self._prompt(Request(question, image, regions, frame, history), "")
+        prompt = self._prompt(Request(question, image, regions, frame, history), "", asked)
         ids = self.model.stream(
             prompt,
             max_new_tokens=asked.max_new_tokens,
@@ -232,26 +235,36 @@ class Session:
             raise ValueError("places=True, but this model marks no places in its answers; leave it out")
         return found
 
-    def _prompt(self, request: Request, where: str) -> Example:
+    def _asking(self, asked: Settings) -> Processor:
+        """What makes the prompts; ValueError where verbatim is asked of a model without words of its own."""
+        if not asked.verbatim:
+            return self.processor
+        found: Callable[[], Processor] | None = getattr(self.processor, "verbatim", None)
+        if found is None:
+            raise ValueError("verbatim=True, but this model puts no words around a question; leave it out")
+        return found()
+
+    def _prompt(self, request: Request, where: str, asked: Settings) -> Example:
         """The sequence to be continued; ValueError of one line that begins with `where`."""
+        processor = self._asking(asked)
         try:
             images = all_encoded(request.image)
             regions = regions_of(request.regions, request.frame, only(images, request.regions))
             sample = Sample(_KEY, _KEY, "", _turns(request), images, regions)
-            return self._fitting(sample)
+            return self._fitting(sample, processor)
         except SampleError as error:
             raise ValueError(f"{where}{error.problem}") from error
         except ValueError as error:
             raise ValueError(f"{where}{error}") from error
 
-    def _fitting(self, sample: Sample) -> Example:
+    def _fitting(self, sample: Sample, processor: Processor) -> Example:
         """The sample's prompt, with room for an answer; otherwise the line says from which turn on there is none."""
-        prompt, taken, room = self._measured(sample)
+        prompt, taken, room = self._measured(sample, processor)
         if prompt is not None:
             return prompt
         number = total = (len(sample.turns) + 1) // 2
         while number > 1:
-            shorter, *measured = self._measured(replace(sample, turns=sample.turns[: 2 * number - 3]))
+            shorter, *measured = self._measured(replace(sample, turns=sample.turns[: 2 * number - 3]), processor)
             if shorter is not None:
                 break
             number, (taken, room) = number - 1, measured
@@ -261,11 +274,11 @@ class Session:
             "model with a longer context (max_position_embeddings)"
         )
 
-    def _measured(self, sample: Sample) -> tuple[Example | None, int, int]:
+    def _measured(self, sample: Sample, processor: Processor) -> tuple[Example | None, int, int]:
         """The prompt, None where it is too long; the positions it takes, and how many there are."""
         room = self.model.decoder.max_positions
         try:
-            prompt = self.processor.prompt(sample)
+            prompt = processor.prompt(sample)
         except SampleTooLongError as error:
             return None, error.num_tokens, error.max_tokens
         return prompt if len(prompt) < room else None, len(prompt), room

@@ -8,6 +8,7 @@ tokenised and measured before a picture is decoded. Source: reference/monkey.md,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 
@@ -104,6 +105,14 @@ class MonkeyProcessor:
             ids = np.array(self._prompt_ids(sample, answer_start), dtype=np.int32)
             labels = np.full(len(ids), IGNORE, dtype=np.int32)
             return self._example(sample, *self._laid_out(sample, ids, labels, may_cut=False))
+
+    def verbatim(self) -> MonkeyProcessor:
+        """The same with nothing around a question's words: for prompts that bring their own, such as captions'."""
+        if self.chat:
+            raise ValueError("verbatim has no effect with chat, which asks in ChatML; leave it out")
+        bare = copy(self)
+        bare.question, bare._memo = VERBATIM, EncodedMemo()
+        return bare
 
     def stop_sequences(self) -> list[list[int]]:
         """<|endoftext|> ends an answer, and in ChatML the end of a message."""
