@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import pickle
@@ -297,12 +296,6 @@ def test_a_tar_cut_between_two_samples_is_warned_of(tmp_path: Path, caplog: pyte
     caplog.clear()
     assert len(read(write(tmp_path / "whole.tar", whole))) == 4
     assert not caplog.records
-
-
-def test_a_compressed_tar_is_refused_by_name(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.tar", gzip.compress(tar_bytes(many(2))))
-    with pytest.raises(ValueError, match=r"x\.tar is compressed \(gzip\); unpack it"):
-        read(path)
 
 
 def test_a_flipped_bit_in_a_header_costs_one_sample(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import tarfile
 from pathlib import Path
@@ -153,6 +154,13 @@ def test_a_truncated_foreign_tar_keeps_every_sample_before_the_cut(
     seen = epoch_of(folder, caplog, format="caption", domain="natural")
     assert len(seen.keys) >= 3 and seen.lines == ("set/part.tar: 1 cut",)
     assert blames(seen, "part.tar", "(cut)", "part/k")
+
+
+def test_a_compressed_tar_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "part.tar").write_bytes(gzip.compress(tar_of(pair("k"))))
+    with pytest.raises(ValueError, match=r"set/part\.tar is compressed \(gzip\); unpack it"):
+        open_source(tmp_path / "set", format="caption", domain="natural")
 
 
 def test_beyond_the_budget_the_run_stops_and_names_the_shard(
