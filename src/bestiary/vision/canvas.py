@@ -113,7 +113,8 @@ def _padded(lines_HWC: np.ndarray, axis: int, picture: Picture, early: int, side
     shape[axis] = max(length, stop)
     padded_HWC = np.empty(shape, dtype=np.uint8)
     fill = (*PAD_RGB, 0)[: shape[2]]
-    row = np.array([fill] * shape[1], dtype=np.uint8)  # whole rows copy many times faster than single pixels
+    row = np.empty((shape[1], shape[2]), dtype=np.uint8)  # whole rows copy many times faster than single pixels
+    row[:] = fill
     if axis == 0:
         padded_HWC[:start] = padded_HWC[stop:] = row
         padded_HWC[start:stop], last = lines_HWC, padded_HWC[stop - 1]
