@@ -69,11 +69,13 @@ def best_subset(refs: list[Ref], tokens: int, views: int | None) -> list[int]:
         shift = ref.tokens + (0 if views is None else ref.views // unit * stride)
         shifts.append(shift)
         reach.append(reach[-1] | (reach[-1] << shift & allowed) if fits else reach[-1])
+        if views is None and reach[-1] >> tokens:
+            break  # full to the last position, and younger samples would not be taken for older ones
     in_slots = [reach[-1] >> (stride * slot) & one_slot for slot in range(slots)]
     most = max(bits.bit_length() for bits in in_slots) - 1
     target = next(slot for slot, bits in enumerate(in_slots) if bits.bit_length() - 1 == most) * stride + most
     chosen = []
-    for number in reversed(range(len(refs))):
+    for number in reversed(range(len(shifts))):
         if not reach[number] >> target & 1:
             chosen.append(number)
             target -= shifts[number]

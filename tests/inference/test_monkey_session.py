@@ -112,6 +112,16 @@ def test_a_question_is_asked_verbatim_where_wished(session: Session) -> None:
         monkey(session, chat=True).verbatim()
 
 
+def test_a_broken_picture_is_named(session: Session, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "a.png", tmp_path / "b.png"
+    whole.write_bytes(PICTURE)
+    broken.write_bytes(PICTURE[:60])
+    with pytest.raises(ValueError, match=r"^picture .*b\.png: the image is damaged"):
+        session.respond([whole, broken], "what?")
+    with pytest.raises(ValueError, match=r"^request 2: picture .*b\.png: the image is damaged"):
+        session.respond_all([Request("what?", whole), Request("what?", str(broken))])
+
+
 def test_chatml_is_a_form_of_asking_with_pictures_where_they_stand(session: Session) -> None:
     made_by = monkey(session, chat=True)
     turns = (Turn("human", "what?"), Turn("assistant", "a boat"), Turn("human", "<image>and?"))

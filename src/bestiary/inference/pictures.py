@@ -74,6 +74,13 @@ def check_file(path: Path) -> None:
         raise ValueError(f"picture {path}: {error}") from error
 
 
+def check_files(image: Pictures) -> None:
+    """`check_file` of every path among the pictures."""
+    for one in [image] if isinstance(image, str | Path) else image if isinstance(image, list | tuple) else []:
+        if isinstance(one, str | Path):
+            check_file(Path(one))
+
+
 def all_encoded(image: Pictures) -> tuple[bytes, ...]:
     """A picture, several or none as a sample holds them."""
     if image is None:

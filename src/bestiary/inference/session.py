@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from bestiary.inference.pictures import Frame, Mark, Pictures, all_encoded, only, regions_of
+from bestiary.inference.pictures import Frame, Mark, Pictures, all_encoded, check_files, only, regions_of
 from bestiary.inference.streaming import cut_at, pieces
 from bestiary.mllm import MultimodalLM, check_beams
 from bestiary.saved_run import Pieces, load_named, load_saved_run
@@ -252,10 +252,8 @@ class Session:
             regions = regions_of(request.regions, request.frame, only(images, request.regions))
             sample = Sample(_KEY, _KEY, "", _turns(request), images, regions)
             return self._fitting(sample, processor)
-        except SampleError as error:
-            raise ValueError(f"{where}{error.problem}") from error
         except ValueError as error:
-            raise ValueError(f"{where}{error}") from error
+            raise ValueError(f"{where}{_blamed(error, request.image)}") from error
 
     def _fitting(self, sample: Sample, processor: Processor) -> Example:
         """The sample's prompt, with room for an answer; otherwise the line says from which turn on there is none."""
@@ -340,6 +338,15 @@ class Chat:
 def _ends(decode: Decode, stops: Sequence[str]) -> Callable[[list[int]], bool] | None:
     """Whether the text of some ids holds a stop string."""
     return (lambda ids: cut_at(decode(ids), stops) is not None) if stops else None
+
+
+def _blamed(error: ValueError, image: Pictures) -> str:
+    """What is wrong with a request, with the file's name where it is a picture."""
+    try:
+        check_files(image)
+    except ValueError as named:
+        return str(named)
+    return error.problem if isinstance(error, SampleError) else str(error)
 
 
 def _turns(request: Request) -> tuple[Turn, ...]:
