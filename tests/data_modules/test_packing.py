@@ -42,7 +42,7 @@ def test_the_best_subset_is_the_best(sizes: list[tuple[int, int]], tokens: int, 
 
 def test_of_equal_subsets_the_older_samples_go() -> None:
     refs = [Ref(0, number, 0, 5, 0) for number in range(6)]
-    assert best_subset(refs, 17, None) == [0, 1, 2]
+    assert best_subset(refs, 17, None) == best_subset(refs, 15, None) == [0, 1, 2]
 
 
 def test_rows_keep_both_budgets_start_with_the_oldest_and_lose_nothing() -> None:
