@@ -296,7 +296,10 @@ def _tars(location: str, storage: Storage, format: str) -> tuple[Folder, list[st
         links = [path for path in Path(folder.location).glob("*.tar") if path.is_symlink()]
         if links:
             raise ValueError(f"{links[0]} is a link; copy the tar into the folder")
-        if not files or (format == "bestiary" and all(_OWN_TAR.fullmatch(name) for name in files)):
+        if not files:
+            told = "is not finished (no source.json) and holds no tar; write it again, or name the folder of the tars"
+            raise FileNotFoundError(f"source folder {folder.location} {told}")
+        if format == "bestiary" and all(_OWN_TAR.fullmatch(name) for name in files):
             raise FileNotFoundError(f"source folder {folder.location} is not finished (no source.json); write it again")
         return folder, files
     prefix, files = split_pattern(location)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -142,6 +142,17 @@ def index_hash(shards: Sequence[Shard]) -> str:
     """One hash over everything a source holds: the keys files carry the sha256 of every sample."""
     lines = [f"{s.file} {s.samples} {s.bytes} {s.index_sha256} {s.keys_sha256}\n" for s in shards]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def part_of(facts: SourceFacts, files: Sequence[str], where: str) -> SourceFacts:
+    """A source of some shards of another one; ValueError for a file that is none of them."""
+    by_name = {shard.file: shard for shard in facts.shards}
+    if unknown := [file for file in files if file not in by_name]:
+        raise ValueError(f"{where}: {unknown[0]} is no shard of its source.json, which has {len(by_name)}")
+    shards = tuple(by_name[file] for file in files)
+    samples = sum(shard.samples for shard in shards)
+    domains = tuple(dict.fromkeys(each for shard in shards for each in shard.domains))
+    return replace(facts, samples=samples, shards=shards, domains=domains, index_hash=index_hash(shards))
 
 
 def parse_facts(data: bytes | memoryview, where: str) -> SourceFacts:

@@ -36,10 +36,11 @@ from data_modules.index import (
     Shard,
     SourceFacts,
     parse_facts,
+    part_of,
 )
 from data_modules.open_shard import OpenShard, open_limit
 from data_modules.records import DamagedSampleError, Reason, from_members, from_parts, with_images
-from data_modules.storage import Folder, NotThereError, Storage, StorageError, names_tars
+from data_modules.storage import Folder, NotThereError, Storage, StorageError, names_tars, split_pattern
 from data_modules.ustar import TarError, parse_members
 from data_modules.writer import ShardWriter
 
@@ -97,6 +98,11 @@ class ShardSet:
         self._ends = list(accumulate(shard.samples for shard in self.shards))
         self._len = self._ends[-1] if self._ends else 0
         self._reset()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether somebody else wrote the tars: their hashes are from when they were first read."""
+        return self._meaning is not None
 
     @property
     def folder(self) -> Path:
@@ -293,8 +299,9 @@ def open_source(
 ) -> ShardSet:
     """Open a source, wherever it lies and whoever wrote it.
 
-    path: a folder or URL with source.json (written by us); or somebody's WebDataset tars: a local folder of them, one
-        tar, or a pattern as `https://host/set/part-{00000..00099}.tar` (a URL has no listing, so it needs the pattern).
+    path: a folder or URL with source.json (written by us), or some of the tars of such a folder, by name or pattern; or
+        somebody's WebDataset tars: a local folder of them, one tar, or a pattern as
+        `https://host/set/part-{00000..00099}.tar` (a URL has no listing, so it needs the pattern).
     format: what the members of somebody's tars mean: bestiary (our own records), caption, llava; see foreign.py.
     name, domain: `source` and `domain` of samples that do not say so themselves.
     lot: samples that are drawn together; 1 also where the cache holds the source, which is then fetched in stretches.
@@ -307,12 +314,14 @@ def open_source(
 
 
 def _open(text: str, storage: Storage, *, format: str, name: str | None, domain: str | None, lot: int) -> ShardSet:
-    if not names_tars(text):
-        folder = storage.folder(text)
-        if folder.exists(SOURCE_FILE):
-            if format != "bestiary":
-                raise ValueError(f"{folder.location} was written by us: leave out format={format!r}")
-            return ShardSet(folder, lot=lot)
+    place, files = split_pattern(text) if names_tars(text) else (text, None)
+    folder = storage.folder(place)
+    # Of a URL's tars it is not asked: stores that do not list answer "forbidden" for what is not there.
+    if (files is None or folder.is_local) and folder.exists(SOURCE_FILE):
+        if format != "bestiary":
+            raise ValueError(f"{folder.location} was written by us: leave out format={format!r}")
+        return ShardSet(folder, facts=None if files is None else part_of(_read_facts(folder), files, place), lot=lot)
+    if files is None:
         if not folder.is_local:
             raise FileNotFoundError(
                 f"{folder.location} holds no source.json; for tars of others name them: "

@@ -158,6 +158,7 @@ def test_wrong_numbers_and_places_are_refused_before_any_work(
         (["stats", "none", "--workers", "0"], "--workers 0; it must be at least 1"),
         (["stats", "none", "--out", str(tmp_path / "file")], "file is a file; name the folder"),
         (["stats", "none", "--out", str(tmp_path / "file/x")], "file is a file, no folder"),
+        (["write", "plain", "x", "--source", "s", "--out", str(tmp_path / "file")], "file is a file; name the folder"),
         (["preview", "none", "--out", str(tmp_path / "file/x/y.html")], "file is a file, no folder"),
         (["preview", "none", "--out", str(tmp_path)], f"--out {tmp_path} is a folder; name the page itself"),
     ):

@@ -37,6 +37,8 @@ def check_shard(shards: ShardSet, shard: int, decode: bool = False) -> list[str]
     """The problems of one shard; a shard that cannot be opened is one."""
     try:
         problems = [*shards.verify_shard(shard), *_gaps(shards, shard)]
+        if shards.is_foreign:  # an index says where members lie, not whether they mean anything
+            problems = [*dict.fromkeys([*problems, *_unreadable(shards, shard)])]
         return [*problems, *_undecodable(shards, shard)] if decode else problems
     except (ValueError, OSError) as error:
         return [str(error) if shards.shards[shard].file in str(error) else f"{shards.where(shard)}: {error}"]
@@ -82,10 +84,22 @@ def _gaps(shards: ShardSet, shard: int) -> Iterator[str]:
         yield f"{shards.where(shard)}: has {size} bytes, its samples and source.json make it {at + len(END)}"
 
 
+def _unreadable(shards: ShardSet, shard: int) -> Iterator[str]:
+    for sample in readable_samples(shards, shard):
+        if isinstance(sample, DamagedSampleError):
+            yield _told(shards, shard, sample)
+
+
+def _told(shards: ShardSet, shard: int, damage: DamagedSampleError) -> str:
+    where = shards.where(shard)
+    return f"{where}: sample {damage.key}: {damage.problem.removeprefix(f'{where}: ')}"
+
+
 def _undecodable(shards: ShardSet, shard: int) -> Iterator[str]:
     for sample in readable_samples(shards, shard):
         if isinstance(sample, DamagedSampleError):
-            yield f"{shards.where(shard)}: sample {sample.key}: {sample.problem}"
+            if not shards.is_foreign:
+                yield _told(shards, shard, sample)
             continue
         for number, data in enumerate(sample.images):
             problem = image_problem(data)

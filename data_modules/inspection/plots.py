@@ -82,7 +82,7 @@ def _tokens(axis: Any, shown: Mapping[str, Tally]) -> None:
 
 def _histograms(axis: Any, shown: Mapping[str, Tally], column: str, title: str) -> None:
     """One outline a source on a logarithmic axis; 0 counts as 1."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     columns = {name: np.maximum(1, np.asarray(tally.columns[column])) for name, tally in _having(shown, column)}
     axis.set_title(title, fontsize=11)
@@ -98,8 +98,8 @@ def _histograms(axis: Any, shown: Mapping[str, Tally], column: str, title: str) 
         axis.hist(values, bins=edges, weights=shares, histtype="stepfilled", alpha=0.25, color=colour)
         axis.hist(values, bins=edges, weights=shares, histtype="step", linewidth=1.4, color=colour, label=name[:24])
     axis.set_xscale("log")
-    if top < 10 * low:  # a narrow range has no powers of ten to stand at: plain numbers
-        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if top < 100 * low:  # a narrow range has few powers of ten, or none, to stand at: plain numbers
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True) if top < 10 * low else LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.xaxis.set_minor_formatter("")
     axis.set_ylabel("share of the source", fontsize=9)

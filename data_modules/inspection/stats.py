@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bestiary.schema import Lengths, Sample, SampleError
+from bestiary.schema import Lengths, Sample, SampleError, SampleTooLongError
 from data_modules.adapters.images import image_size
 from data_modules.adapters.protocol import RejectedRecordError
 from data_modules.index import Shard
@@ -34,7 +34,8 @@ class Tally:
     """What was counted, of a shard or of a source; `columns` hold one number a sample, picture or answer.
 
     Columns: turns, characters, answer_characters, images, marks, tokens, views, targets (one a sample); width, height,
-    image_bytes (one a picture). refused: samples that the processor does not take. first_refusal: key and reason.
+    image_bytes (one a picture). tokens has what too long samples would need, too. refused: samples that the processor
+    does not take. first_refusal: key and reason.
     """
 
     samples: int = 0
@@ -50,6 +51,11 @@ class Tally:
         """Append to columns."""
         for name, value in values.items():
             self.columns.setdefault(name, array("q")).append(value)
+
+    def refuse(self, key: str, problem: str) -> None:
+        """The processor does not take a sample."""
+        self.refused += 1
+        self.first_refusal = self.first_refusal or f"{key}: {' '.join(problem.split())}"
 
     def include(self, other: Tally) -> None:
         """Add what another tally counted."""
@@ -136,10 +142,13 @@ def _count(tally: Tally, sample: Sample, measure: Measure | None) -> None:
     if measure is not None:
         try:
             lengths = measure(sample)
+        except SampleTooLongError as error:  # how long it would have to be is what is asked here
+            tally.note(tokens=error.num_tokens)
+            tally.refuse(sample.key, error.problem)
+            return
         except ValueError as error:  # a SampleError, too
             problem = error.problem if isinstance(error, SampleError) else str(error)
-            tally.refused += 1
-            tally.first_refusal = tally.first_refusal or f"{sample.key}: {' '.join(problem.split())}"
+            tally.refuse(sample.key, problem)
             return
         tally.note(tokens=lengths.tokens, views=lengths.views, targets=lengths.targets)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_modules.adapters.protocol import Adapter, Record
 from data_modules.index import SOURCE_FILE, SourceFacts, parse_facts
-from data_modules.writer import finish_source, prepare_folder
+from data_modules.writer import finish_source, is_whole, prepare_folder
 from data_modules.writing.batches import Made, ShardMaker
 from data_modules.writing.journal import JOURNAL_FILE, REJECTED_FILE, Done, Journal
 from data_modules.writing.keys import known_keys
@@ -103,6 +103,11 @@ class _Run:
         """Make the folder a source."""
         if not self._records:
             raise WritingError("the annotations hold no record; is it the right file?")
+        if not self._samples:
+            raise WritingError(
+                f"not one of {self._records} records became a sample, first: {self._journal.first_rejected()}; read "
+                f"{self._plan.folder / REJECTED_FILE}, put it right and give --overwrite"
+            )
         made_by = {
             "format": self._adapter.name,
             "identity": identity,
@@ -171,6 +176,11 @@ def _unchanged(plan: Plan, facts: SourceFacts, identity: dict[str, str]) -> Repo
         raise WritingError(
             f"{plan.folder} holds a finished source of another kind ({why}); give --overwrite to replace it, or "
             "another --out"
+        )
+    if broken := [shard.file for shard in facts.shards if not is_whole(plan.folder, shard)]:
+        raise WritingError(
+            f"{plan.folder} is finished, but {broken[0]} or its index is missing or changed ({len(broken)} of "
+            f"{len(facts.shards)} shards); give --overwrite to write the source again"
         )
     (plan.folder / JOURNAL_FILE).unlink(missing_ok=True)
     return Report(

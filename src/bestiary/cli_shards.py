@@ -111,6 +111,9 @@ def _write(args: argparse.Namespace) -> None:
     for name in ("annotations", "out", "source"):
         if getattr(args, name) is None:
             raise ValueError(f"{'ANNOTATIONS' if name == 'annotations' else f'--{name}'} is missing; give it")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a file; name the folder that the shards go into")
+    _check_parents(args.out)
     refuse_pipe(args.annotations)
     adapter = make_adapter(
         args.format,
@@ -167,17 +170,24 @@ def _written(report: Report) -> str:
 
 
 def _opened(args: argparse.Namespace) -> Iterator[tuple[str, ShardSet]]:
+    for location in args.sources:
+        yield location, _open(location, args)
+
+
+def _open(location: str, args: argparse.Namespace) -> ShardSet:
     from data_modules.shards import open_source
 
-    for location in args.sources:
-        yield location, open_source(location, format=args.format, domain=args.domain)
+    shards = open_source(location, format=args.format, domain=args.domain)
+    if args.domain is not None and (not shards.is_foreign or args.format == "bestiary"):
+        raise ValueError(f"{location}: its samples name their domains themselves; leave out --domain {args.domain}")
+    return shards
 
 
 def _check(args: argparse.Namespace) -> None:
     from data_modules.inspection.check import check_source
 
     _check_workers(args)
-    num_problems = num_sources = num_samples = 0
+    num_problems = num_sources = num_samples = num_foreign = 0
     unread = ""
     for location, shards in _opened_or_problem(args):
         num_sources += 1
@@ -193,13 +203,15 @@ def _check(args: argparse.Namespace) -> None:
             sys.stderr.write(f"{location}: {found - MAX_PROBLEMS} more problems\n")
         num_problems += found
         num_samples += len(shards)
+        num_foreign += shards.is_foreign
         if found and (not shards.domains or (args.format != "bestiary" and found >= len(shards))):
             unread = f"; nothing of {location} can be read with --format {args.format} (bestiary, caption, llava)"
     if num_problems:
         counts = f"{_count(num_problems, 'problem')} in {_count(num_sources, 'source')}"
         raise ValueError(f"{counts}{unread}; write or copy the shards named above again")
     whole = "source is" if num_sources == 1 else "sources are"
-    sys.stdout.write(f"{num_sources} {whole} whole, {num_samples:,} samples\n")
+    since = "; tars of others are as they were when they were indexed" if num_foreign else ""
+    sys.stdout.write(f"{num_sources} {whole} whole, {num_samples:,} samples{since}\n")
 
 
 def _count(number: int, what: str) -> str:
@@ -207,11 +219,9 @@ def _count(number: int, what: str) -> str:
 
 
 def _opened_or_problem(args: argparse.Namespace) -> Iterator[tuple[str, ShardSet | str]]:
-    from data_modules.shards import open_source
-
     for location in args.sources:
         try:
-            yield location, open_source(location, format=args.format, domain=args.domain)
+            yield location, _open(location, args)
         except (ValueError, OSError) as error:
             yield location, str(error)
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bestiary.schema import Lengths, Region, Sample, SampleError, Turn
+from bestiary.schema import Lengths, Region, Sample, SampleError, SampleTooLongError, Turn
 from data_modules.index import RECORD
 from data_modules.inspection.check import check_source, image_problem
 from data_modules.inspection.choosing import choose
 from data_modules.inspection.plots import draw
 from data_modules.inspection.stats import Tally, gather, merged, refusals, spread, table
-from data_modules.shards import ShardSet, read_source, write_samples
+from data_modules.shards import ShardSet, open_source, read_source, write_samples
+from data_modules.ustar import END, member
 from tests.data_modules import making
 
 
@@ -68,6 +69,40 @@ def test_each_damage_is_one_line_that_names_shard_and_sample(source: ShardSet) -
     assert "toys-00000" in by_shard[0][0] and len(by_shard[0]) == 1
     assert any("has " in line and "bytes" in line for line in by_shard[1])
     assert "keys" in by_shard[3][0]
+
+
+def test_some_tars_of_our_own_are_compared_with_what_was_written(source: ShardSet) -> None:
+    folder = source.folder
+    part = open_source(f"{folder}/shard-{{00003,00002}}.tar")
+    assert [sample.key for sample in part] == [source[number].key for number in (*range(15, 20), *range(10, 15))]
+    assert part.index_hash != source.index_hash and not (folder / ".bestiary").exists()
+    flip(folder / "shard-00002.tar", 600)
+    [line] = check_source(open_source(folder / "shard-00002.tar"))
+    assert "differs from what was written" in line
+    with pytest.raises(ValueError, match=r"shard-00009\.tar is no shard of its source\.json, which has 5"):
+        open_source(folder / "shard-00009.tar")
+    with pytest.raises(ValueError, match="written by us: leave out format='caption'"):
+        open_source(folder / "shard-00002.tar", format="caption", domain="natural")
+
+
+def test_tars_of_others_that_mean_nothing_in_a_format_are_problems(tmp_path: Path) -> None:
+    talk = json.dumps({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]}).encode()
+    (tmp_path / "part.tar").write_bytes(member("a.json", talk) + member("a.png", encoded(4, 4, "PNG")) + END)
+    [line] = check_source(open_source(tmp_path, format="caption", domain="natural"))
+    assert line.startswith(f"{tmp_path}/part.tar: sample part/a: member .json is no caption")
+    assert line.count("part.tar") == 1
+    assert not list(check_source(open_source(tmp_path, format="llava", domain="natural")))
+
+
+def test_too_long_samples_count_with_the_positions_they_would_need(source: ShardSet) -> None:
+    def short(sample: Sample) -> Lengths:
+        if int(sample.key[-1]) % 2:
+            raise SampleTooLongError(sample.key, "is too long", 900, 384)
+        return Lengths(tokens=7, views=0, targets=1)
+
+    tally = gather(source, measure=short)
+    assert sorted(set(tally.columns["tokens"])) == [7, 900] and len(tally.columns["tokens"]) == len(source)
+    assert tally.refused == list(tally.columns["tokens"]).count(900) and "is too long" in tally.first_refusal
 
 
 @pytest.mark.slow

@@ -230,6 +230,25 @@ def test_what_was_damaged_since_is_written_again(
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_a_finished_source_that_lost_a_shard_is_not_called_finished(
+    tmp_path: Path, annotated: Callable[..., Adapter]
+) -> None:
+    records, out = [record(n) for n in range(40)], tmp_path / "out"
+    shards = write_source(annotated(records), plan(out)).shards
+    whole = contents(out)
+    (out / "shard-00001.tar").unlink()
+    told = rf"is finished, but shard-00001\.tar or its index is missing or changed \(1 of {shards} shards\); give"
+    with pytest.raises(WritingError, match=told):
+        write_source(annotated(records), plan(out))
+    write_source(annotated(records), plan(out, overwrite=True))
+    assert contents(out) == whole
+
+
+def test_annotations_without_one_good_record_name_the_first(tmp_path: Path, annotated: Callable[..., Adapter]) -> None:
+    with pytest.raises(WritingError, match=r"^not one of 3 records became a sample, first: .*record 0"):
+        write_source(annotated([{}, {}, {}]), plan(tmp_path / "out", max_rejected=1.0))
+
+
 def test_too_many_rejections_leave_no_source_and_may_be_allowed_later(
     tmp_path: Path, annotated: Callable[..., Adapter]
 ) -> None:
