@@ -34,6 +34,8 @@ class OpenShard:
             self.data: memoryview | None = folder.map(shard.file) if folder.is_local else None
         except NotThereError as error:
             raise ValueError(f"{error}, but the source names it; write or copy the source again") from error
+        if index_folder is folder:
+            folder.expect(shard.file, shard.bytes)
         where = f"{index_folder.location.rstrip('/')}/{self._stem}.idx"
         self.records = Records(index, shard, where, is_foreign=index_folder is not folder)
         self._lot = lot

@@ -35,6 +35,9 @@ class Folder(Protocol):
     def size(self, name: str) -> int:
         """Bytes of a file."""
 
+    def expect(self, name: str, size: int) -> None:
+        """StorageError where a store has something else in the place of a file of `size` bytes; not a shorter file."""
+
     def version(self, name: str) -> str:
         """Changes when the file is written again: time and size, or the store's ETag and size."""
 

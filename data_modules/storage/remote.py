@@ -15,7 +15,7 @@ from data_modules.storage.bucket import BucketStore
 from data_modules.storage.cache import Cache, Part, cache_key
 from data_modules.storage.counters import Counters, Tally
 from data_modules.storage.errors import NotThereError, StorageError
-from data_modules.storage.patience import Patience
+from data_modules.storage.patience import HiccupError, Patience
 from data_modules.storage.store import Facts, RangesIgnoredError, Store
 from data_modules.storage.urls import identity, joined, printable, scheme_of
 from data_modules.storage.web import WebStore
@@ -78,6 +78,23 @@ class Remote:
         facts, head = self._persist(printable(url), lambda: store.look(url, peek))
         state.tally.add("bytes_fetched", len(head))
         return state.facts.setdefault(url, facts), head
+
+    def expect(self, url: str, size: int) -> None:
+        """Ask again for a file that another one vouches to be of `size` bytes, where the store told otherwise.
+
+        A file that is really shorter stays so (damage, counted where it is read). StorageError where something comes
+        whole that is not it: pages of proxies and logins say 200, too.
+        """
+        if self.look(url)[0].size == size:
+            return
+
+        def attempt() -> None:
+            self._state.facts.pop(url, None)
+            found = self.look(url)[0]
+            if found.size != size and not found.has_ranges:
+                raise HiccupError(f"{found.size} bytes came for a file of {size}: another page, or not all of it")
+
+        self._persist(printable(url), attempt)
 
     def range(self, url: str, start: int, stop: int) -> memoryview:
         """The bytes of a range that lies inside the file."""
@@ -209,6 +226,10 @@ class RemoteFolder:
             raise StorageError(f"{printable(url)}: there is no range {start}..{stop}")
         stop = min(stop, self._remote.look(url)[0].size)
         return self._remote.range(url, start, stop) if start < stop else memoryview(b"")
+
+    def expect(self, name: str, size: int) -> None:
+        """Make sure of a file's size, see `Remote.expect`."""
+        self._remote.expect(joined(self._url, name), size)
 
     def exists(self, name: str) -> bool:
         """Whether the file is there; an outage is an error, not False."""

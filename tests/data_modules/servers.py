@@ -41,6 +41,8 @@ class Deed:
     """Sent after the body, and announced."""
     drip_s: float = 0.0
     """Wait so long before every byte."""
+    page: bytes | None = None
+    """Sent whole in place of the file, with status 200."""
     shift: int = 0
     """The range that comes begins so many bytes late."""
 
@@ -121,6 +123,9 @@ def _handler(owner: FileServer) -> type[BaseHTTPRequestHandler]:
             data = owner.contents(self.path)
             if data is None or (deed.status and deed.status not in (200, 206)):
                 self._send(deed.status or 404, b"", deed, {})
+                return
+            if deed.page is not None:
+                self._send(200, deed.page, deed, {})
                 return
             etag = deed.etag if deed.etag is not None else f'"{zlib.crc32(data):08x}"'
             headers = {"ETag": etag} if etag else {}

@@ -16,7 +16,7 @@ from data_modules.sources import StreamError
 from data_modules.storage import Storage, StorageError
 from data_modules.stream import Stream
 from tests.data_modules.making import LANES, CharProcessor, source
-from tests.data_modules.servers import Deed, FileServer, every
+from tests.data_modules.servers import Ask, Deed, FileServer, every
 
 pytest.importorskip("aiohttp")
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -127,6 +127,30 @@ def test_an_outage_ends_the_run_and_is_not_counted_as_damage(root: Path, tmp_pat
         assert "\n" not in str(caught.value)
         with pytest.raises(StreamError, match=r"source 'big': http://.*/big/train/source\.json: .*tried 2 times"):
             opened(server.url, storage(tmp_path, root, attempts=2))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [Deed(page=b"<html>log in</html>"), Deed(headers={"Content-Range": "bytes 0-0/700"})],
+    ids=["page", "total"],
+)
+def test_an_answer_that_is_not_the_shard_is_asked_for_again_and_is_no_damage(
+    root: Path, tmp_path: Path, wrong: Deed
+) -> None:
+    with FileServer(root) as server:
+        remote = opened(server.url, storage(tmp_path, root))
+        seen: set[str] = set()
+
+        def first_of_each_tar(ask: Ask) -> Deed | None:
+            is_new = ask.path.endswith(".tar") and ask.path not in seen
+            seen.add(ask.path)
+            return wrong if is_new else None
+
+        server.misbehave = first_of_each_tar
+        assert steps_of(remote, 6) == steps_of(opened(root), 6)
+        server.misbehave = lambda ask: Deed(page=b"<html>") if ask.path.endswith(".tar") else None
+        with pytest.raises(StorageError, match=r"shard-\d+\.tar: 6 bytes came for a file of \d+.*tried 2 times"):
+            steps_of(opened(server.url, storage(tmp_path / "other", root, attempts=2)), 6)
 
 
 def test_a_truncated_remote_shard_is_the_same_damage_as_a_local_one(root: Path, tmp_path: Path) -> None:
