@@ -72,6 +72,8 @@ def all_records(files: Sequence[AnnotationFile]) -> Iterator[Record]:
 def fields_of(record: Record) -> tuple[Fields, AnnotationFile]:
     """The fields of a record of `all_records`, and the file they stand in; RejectedRecordError where it is broken."""
     piece = record.payload
+    if isinstance(piece.payload, str):
+        raise RejectedRecordError(record.where, piece.payload)
     is_raw = isinstance(piece.payload, bytes)
     found = decode_record(replace(record, payload=piece.payload)) if is_raw else piece.payload
     return Fields(found, record.where), piece.file

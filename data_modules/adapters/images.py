@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -22,7 +24,8 @@ def read_image(folder: Path | None, name: object, where: str, *, max_bytes: int 
     """The encoded bytes of a picture below `folder`; RejectedRecordError where it is missing, too large or none.
 
     Names that climb with `..`, absolute ones outside the folder and addresses of the network are refused: an annotation
-    file must not choose what is read. Links that stand in the folder are followed: their owner put them there.
+    file must not choose what is read. Links that stand in the folder are followed: their owner put them there. An
+    absolute name may spell the folder in another way than the caller does (relative, through a link).
     """
     if folder is None:
         problem = f"names image {shown(name)}; give its folder with --images"
@@ -77,8 +80,25 @@ def _inside(folder: Path, name: object, where: str) -> Path:
     if "://" in text:
         problem = f"image {shown(name)} is an address; download it and name the file"
         raise RejectedRecordError(where, problem, Rejection.MISSING_IMAGE)
-    path = folder / text  # an absolute name stays what it is
-    if ".." in Path(text).parts or not path.is_relative_to(folder):
+    path = Path(text)
+    tops = _spellings(folder) if path.is_absolute() else (Path(),)
+    above = next((top for top in tops if path.is_relative_to(top)), None)
+    if above is None or ".." in path.parts:
         problem = f"image name {shown(name)} leaves the image folder; make it relative to --images"
         raise RejectedRecordError(where, problem, Rejection.MISSING_IMAGE)
-    return path
+    return folder / path.relative_to(above)
+
+
+def _spellings(folder: Path) -> Iterator[Path]:
+    """The absolute paths of a folder: as it is given, without any link, and from the root.
+
+    Made of the folder alone: what only a name says is never looked at on the disk.
+    """
+    yield folder
+    try:
+        yield folder.resolve()
+        plain = Path(os.path.abspath(folder))
+        if plain.samefile(folder):  # a `..` behind a link leads elsewhere than the words say
+            yield plain
+    except (OSError, RuntimeError):  # not there, or a circle of links
+        return

@@ -27,6 +27,7 @@ from data_modules.adapters.reading import decode_record, json_records
 
 _TAG = re.compile(r"<(/?)(img|ref|box|quad)>")
 _PLACE = re.compile(r"\s*\(\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\)\s*")
+_BETWEEN = re.compile(r"(?<=\))\s*,")
 _CORNERS = {"box": 2, "quad": 4}
 
 
@@ -134,9 +135,7 @@ class _Places:
     def _read(self, part: Part) -> tuple[list[int], list[float]]:
         """A place's numbers, none beyond 1000, and as fractions."""
         told = f"<{part.kind}>{shown(part.text)[1:-1]}</{part.kind}>"
-        corners = [corner for corner in part.text.split("),")]
-        corners = [corner if corner.rstrip().endswith(")") else f"{corner})" for corner in corners]
-        found = [_PLACE.fullmatch(corner) for corner in corners]
+        found = [_PLACE.fullmatch(corner) for corner in _BETWEEN.split(part.text)]
         if len(found) != _CORNERS[part.kind] or not all(found):
             raise self._rejected(f"{told} must be {_CORNERS[part.kind]} corners (x,y) of whole numbers, commas between")
         values = [int(number) for match in found if match for number in match.groups()]

@@ -304,7 +304,16 @@ def test_a_coordinate_beyond_the_scale_is_clipped_in_words_and_meta(tmp_path: Pa
     assert sample.turns[1].text == "1003: <box>(1,2),(1000,4)</box>"
 
 
-@pytest.mark.parametrize("written", ["(10, 20),(100, 400)", " ( 10,20 ),\n(100,400)\n", "(010,20),(100,0400)"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "(10, 20),(100, 400)",
+        " ( 10,20 ),\n(100,400)\n",
+        " ( 10 , 20 ) , (100,400) ",
+        "(10,20)\n,(100,400)",
+        "(010,20),(100,0400)",
+    ],
+)
 def test_a_box_is_written_as_the_model_reads_it(tmp_path: Path, written: str) -> None:
     talk = [{"from": "user", "value": "a (1, 2) b "}, {"from": "assistant", "value": f"at <box>{written}</box>"}]
     path = put_json(tmp_path / "q.json", [{"conversations": talk}])

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_modules.adapters import RejectedRecordError, reading
+from data_modules.adapters import RejectedRecordError, reading, tables
 from data_modules.adapters.reading import decode_record, file_identity, json_records
 from data_modules.adapters.tables import csv_records, parquet_records
 
@@ -107,6 +107,52 @@ def test_a_row_of_a_table_with_other_cells_is_left_for_the_adapter_to_refuse(tmp
     path.write_text("instruction\tinstruction\n")
     with pytest.raises(ValueError, match="each once"):
         list(csv_records(path))
+
+
+def _rows(path: Path, text: str) -> list[Any]:
+    path.write_text(f"a\tb\tc\n{text}", newline="")
+    return [tuple(r.payload.values()) if isinstance(r.payload, dict) else r.payload for r in csv_records(path)]
+
+
+def test_quotes_of_a_table_mean_what_they_mean_to_the_published_reader(tmp_path: Path) -> None:
+    path = tmp_path / "records.csv"
+    text = (
+        '"x" y\t5" "q"\tz\n'
+        '"a\tb\nc"\t"say ""it"""\tz\n'  # as tables are written: tabs and line breaks in a cell
+        '"two\nlines" more\t"p\tq"\tz\n'
+        'x\ty\t"last"'
+    )
+    expected = [
+        ("x y", '5" "q"', "z"),
+        ("a\tb\nc", 'say "it"', "z"),
+        ("two\nlines more", "p\tq", "z"),
+        ("x", "y", "last"),
+    ]
+    assert _rows(path, text) == expected
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_rows_that_an_open_quote_made_one_are_refused(tmp_path: Path, end: str) -> None:
+    told = "is 2 lines that an open quote made one row; close the quote or take it out"
+    for first, second in (('1\t"2\t3', '4\t5 "x" y\t6'), ('"1\t2\t3', '"4"\t5\t6'), ('"1\t2\t3', '"4\t5\t6')):
+        assert _rows(tmp_path / "records.csv", end.join((first, second, "7\t8\t9", ""))) == [told, ("7", "8", "9")]
+
+
+@pytest.mark.parametrize("text", ['1\t2\t3\n4\t"5\t6\n7\t8\t9\n', '1\t2\t3\n4\t5\t"6'])
+def test_a_quote_that_nothing_closes_is_an_error_of_the_file(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"records\.csv line 3: opens a quote that nothing closes; close it"):
+        _rows(tmp_path / "records.csv", text)
+
+
+def test_a_long_cell_of_a_table_ends_nothing_and_a_long_row_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, long = tmp_path / "records.csv", "x" * 300_000
+    assert _rows(path, f"{long}\t2\t3\n4\t5\t6\n") == [(long, "2", "3"), ("4", "5", "6")]
+    monkeypatch.setattr(tables, "_LONGEST_ROW", 100)
+    for text in (f"{long}\t2\t3\n", '"' + "x\n" * 90 + '"\t2\t3\n'):
+        with pytest.raises(ValueError, match=r"records\.csv line \d+: a row of more than 100 characters; cut it"):
+            _rows(path, text)
 
 
 def test_missing_columns_of_a_parquet_are_named(tmp_path: Path) -> None:

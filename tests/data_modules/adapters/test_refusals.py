@@ -81,6 +81,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("llava", {"image": ["a.png", ""]}, "image name '' is not text"),
     ("llava", {"image": None, **_said(("human", "<image>?"), ("gpt", "a"))}, "1 <image> but names 0 pictures"),
     ("llava", _said(("human", "<image><image>?"), ("gpt", "a")), "2 <image> but names 1 pictures"),
+    ("llava", {"image": None, "images": ["a.png"]}, "has images ['a.png'] but no image; name its pictures in"),
+    ("llava", {"image": [], "video": "a.mp4"}, "has video 'a.mp4' but no image; name its pictures in"),
     ("sphinx", {"image": "", **_said(("human", "<image>?"), ("gpt", "a"))}, "speaks of an <image> but names no"),
     ("mdvp", {"image": None}, "has image None; marks lie on one picture"),
     ("mdvp", {"points": None}, "has neither points nor bbox; give --option allow_unmarked=true"),
@@ -108,6 +110,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("qwen_vl", _question("q", "<img>a.png</img>"), "an answer shows the picture 'a.png'"),
     ("qwen_vl", _question("q", "<box>(1,2),(3,4),(5,6)</box>"), "must be 2 corners (x,y)"),
     ("qwen_vl", _question("q", "<box>(1,2)(3,4)</box>"), "must be 2 corners (x,y)"),
+    ("qwen_vl", _question("q", "<box>(1,2)),(3,4)</box>"), "must be 2 corners (x,y)"),
+    ("qwen_vl", _question("q", "<box>(1,2,(3,4)</box>"), "must be 2 corners (x,y)"),
     ("qwen_vl", _question("q", "<box>(1,2.5),(3,4)</box>"), "must be 2 corners (x,y) of whole numbers"),
     ("qwen_vl", _question("q", "<box></box>"), "must be 2 corners (x,y)"),
     ("qwen_vl", _question("q", "<quad>(1,2),(3,4)</quad>"), "must be 4 corners (x,y)"),
@@ -187,6 +191,28 @@ def test_pipes_and_folders_are_no_pictures_but_links_that_stand_in_the_folder_ar
         read_image(root, "linked/../../root/a.png", "w")
 
 
+def test_a_folder_may_be_spelled_otherwise_than_absolute_names_spell_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = put(tmp_path / "real" / "im", a_png=picture())
+    put(tmp_path / "im", a_png=picture(3, 4))
+    (tmp_path / "link").symlink_to(root)
+    (tmp_path / "deep").symlink_to(root.parent)
+    monkeypatch.chdir(tmp_path / "real")
+    named = str(root / "a.png")
+    for spelled in (root, "im", "./im", "../real/im", f"{tmp_path}/real/../real/im", f"{tmp_path}/link", "../link"):
+        assert read_image(Path(spelled), named, "w") == picture()
+        for outside in (tmp_path / "im" / "a.png", "/etc/hostname", root.with_name("im2") / "a.png"):
+            with pytest.raises(RejectedRecordError, match="leaves the image folder"):
+                read_image(Path(spelled), str(outside), "w")
+    assert read_image(Path("../link"), f"{tmp_path}/link/a.png", "w") == picture()
+    # Behind a link, `..` is the folder above the link's target.
+    turned = tmp_path / "deep" / ".." / "real" / "im"
+    assert read_image(turned, named, "w") == picture()
+    with pytest.raises(RejectedRecordError, match="leaves the image folder"):
+        read_image(tmp_path / "link" / ".." / "im", str(tmp_path / "im" / "a.png"), "w")
+
+
 def test_every_flipped_header_is_read_or_refused(tmp_path: Path) -> None:
     for form in ("PNG", "JPEG", "WEBP"):
         whole = picture(form=form)
@@ -199,18 +225,18 @@ def test_every_flipped_header_is_read_or_refused(tmp_path: Path) -> None:
 
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.just(10**400)
-_ANY = st.recursive(
+ANY = st.recursive(
     _SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
 )
 
 
-def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every value inside a record."""
     if path:
         yield path
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, found in inner:
-        yield from _places(found, (*path, name))
+        yield from places(found, (*path, name))
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -221,11 +247,11 @@ def test_any_value_anywhere_gives_a_writable_sample_or_a_refusal(
 ) -> None:
     root = put(tmp_path / "root", a_png=picture())
     record = copy.deepcopy(GOOD[name]) | {"extra": 1}
-    path = data.draw(st.sampled_from(list(_places(record))))
+    path = data.draw(st.sampled_from(list(places(record))))
     holder: Any = record
     for step in path[:-1]:
         holder = holder[step]
-    holder[path[-1]] = data.draw(_ANY)
+    holder[path[-1]] = data.draw(ANY)
     options = {"keep_empty": data.draw(st.booleans())}
     if name == "mdvp":
         options |= {"clip": data.draw(st.booleans()), "widen": data.draw(st.booleans())}
@@ -241,3 +267,11 @@ def test_a_table_with_bytes_that_are_no_utf_8_loses_the_row(tmp_path: Path) -> N
     (sample,), (line,) = adapted(adapter("sphinx", path))
     assert "some.csv line 2: field 'output' is '\\udcff'; it holds bytes that are no UTF-8" in line
     assert sample.meta == {"left_out": {"more": "str"}}
+
+
+def test_a_row_that_an_open_quote_prolongs_is_refused_alone(tmp_path: Path) -> None:
+    path = tmp_path / "some.csv"
+    path.write_text('instruction\toutput\nsay\tso\n"say\tmore\nsay "it"\tnow\nsay\tthat\n')
+    samples, (line,) = adapted(adapter("sphinx", path))
+    assert [sample.turns[1].text for sample in samples] == ["so", "that"]
+    assert line == "some.csv line 4: is 2 lines that an open quote made one row; close the quote or take it out"
