@@ -90,6 +90,7 @@ class ShardSet:
         self.name = facts.name
         self.licence = facts.licence
         self.domains = facts.domains
+        self._known = frozenset(facts.domains)
         self.shards = facts.shards
         self.index_hash = facts.index_hash
         self.made_by = facts.made_by
@@ -155,9 +156,9 @@ class ShardSet:
         key = head[:key_size].decode("ascii", "replace")
         try:
             if not image:
-                return from_parts(key, head[text_at:], "", None)
+                return self._sound(from_parts(key, head[text_at:], "", None))
             start += image_at
-            return from_parts(key, head[text_at:], IMAGES[image], data[start : start + image_size])
+            return self._sound(from_parts(key, head[text_at:], IMAGES[image], data[start : start + image_size]))
         except DamagedSampleError as error:
             raise self._damage(opened, local, error.problem, error.reason) from error
 
@@ -223,9 +224,15 @@ class ShardSet:
         """Any sample but the common one: of several images, of a foreign tar, or with something wrong."""
         place = opened.records.place(local)
         try:
-            return (self._foreign if place.flags & FOREIGN else _parsed)(opened, local, place, whole)
+            return self._sound((self._foreign if place.flags & FOREIGN else _parsed)(opened, local, place, whole))
         except DamagedSampleError as error:
             raise self._damage(opened, local, error.problem, error.reason) from error
+
+    def _sound(self, sample: Sample) -> Sample:
+        if sample.domain in self._known:
+            return sample
+        problem = f"its domain {sample.domain!r:.60} is none that the source names"
+        raise DamagedSampleError(sample.key, problem, Reason.RECORD)
 
     def _foreign(self, opened: OpenShard, local: int, place: Place, whole: memoryview) -> Sample:
         """A sample of a foreign tar, or the damage that was found there."""

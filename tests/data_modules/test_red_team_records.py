@@ -106,6 +106,13 @@ def test_every_wrong_record_is_one_counted_line(tmp_path: Path, caplog: pytest.L
     canary.assert_untouched()
 
 
+def test_a_domain_that_the_source_does_not_name_is_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = _with_plain({"strange": record(domain="other")})
+    seen = epoch_of(raw_source(tmp_path / "set", records), caplog)
+    assert seen.keys == {"sound-0"} and seen.lines == ("set/shard-00000.tar: 1 record",)
+    assert blames(seen, "sample strange: ", "domain 'other' is none that the source names")
+
+
 def test_odd_but_sound_records_come_through(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     seen = epoch_of(raw_source(tmp_path / "set", FINE), caplog)
     assert seen.keys == FINE.keys() and not seen.counted and not seen.warned
