@@ -171,6 +171,10 @@ class StreamDataModule(lightning.LightningDataModule):
         """What was left out up to these states: one line for each shard and reason."""
         return self.stream.losses(states)
 
+    def check_damage(self, states: Iterable[bytes]) -> None:
+        """StreamError where all lanes together have left out more than the budget of damage allows."""
+        self.stream.check_damage(states)
+
     def missing_sources(self) -> list[str]:
         """One line for every source that is not on disk."""
         return missing_sources(self.sources)

@@ -7,11 +7,13 @@ state after row t are exactly those of rows up to t, whoever made the rows and h
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from bestiary.schema import SampleError, SampleTooLongError
+from data_modules.lanes import LaneState
 from data_modules.records import Reason
 from data_modules.shards import ShardSet
 from data_modules.sources import StreamError
@@ -62,8 +64,7 @@ class Ledger:
         self._names, self._sources, self._rules, self._lane = names, sources, rules, lane
         self.losses = losses
         self._reported = reported
-        # What somebody asked for is counted, but not held against the source. What was to be cut and cannot be is.
-        self._asked_for = {Reason.SKIPPED, *([Reason.TOO_LONG] if rules.too_long == "skip" else [])}
+        self._asked_for = _asked_for(rules)
         self._foreseen = [self._damage(source) for source in range(len(names))]
 
     def foresee(self, loss: Loss) -> bool:
@@ -104,16 +105,46 @@ class Ledger:
         return Reason.TOO_LONG if isinstance(loss.error, SampleTooLongError) else loss.reason
 
     def _overdrawn(self, loss: Loss) -> StreamError:
-        shards = self._sources[loss.source]
         damage = {
             (shard, reason): count
             for (source, shard, reason), count in self.losses.items()
             if source == loss.source and reason not in self._asked_for
         }
-        (shard, kind), worst = max(damage.items(), key=lambda item: item[1])
-        path = shards.where(shard)
+        told = _too_much(damage, f"{loss.drawn} draws of lane {self._lane}", self._rules, self._sources[loss.source])
         return StreamError(
-            f"source {self._names[loss.source]!r}: {sum(damage.values())} damaged samples after {loss.drawn} draws of "
-            f"lane {self._lane}, more than data.bad_budget={self._rules.bad_budget} allows; worst is {path} "
-            f"({worst} x {Reason(kind).name.lower()}); last: {loss.error}; write the shard again or raise the budget"
+            f"source {self._names[loss.source]!r}: {told}; last: {loss.error}; "
+            "write the shard again or raise the budget"
         )
+
+
+def check_damage(
+    names: Sequence[str], sources: Sequence[ShardSet], rules: Policies, states: Sequence[LaneState]
+) -> None:
+    """StreamError where all lanes together have left out more of a source than the budget allows.
+
+    A lane stops alone only at what is too much for it, or many lanes would stop at what is little for all of them.
+    """
+    asked_for = _asked_for(rules)
+    for source, (name, shards) in enumerate(zip(names, sources, strict=True)):
+        damage: Counter[tuple[int, int]] = Counter()
+        for state in states:
+            for (of, shard, reason), count in state.losses.items():
+                if of == source and reason not in asked_for:
+                    damage[shard, reason] += count
+        drawn = sum(state.places[source].taken + state.places[source].left_out for state in states)
+        if damage.total() > rules.bad_budget * max(drawn, BUDGET_WINDOW):
+            told = _too_much(damage, f"{drawn} draws of all lanes", rules, shards)
+            raise StreamError(f"source {name!r}: {told}; write the shard again, or resume with a larger budget")
+
+
+def _asked_for(rules: Policies) -> set[int]:
+    """What is counted, but not held against a source: what was to be cut and cannot be is no part of it."""
+    return {Reason.SKIPPED, *([Reason.TOO_LONG] if rules.too_long == "skip" else [])}
+
+
+def _too_much(damage: Mapping[tuple[int, int], int], drawn: str, rules: Policies, shards: ShardSet) -> str:
+    (shard, kind), worst = max(damage.items(), key=lambda item: item[1])
+    return (
+        f"{sum(damage.values())} damaged samples after {drawn}, more than data.bad_budget={rules.bad_budget} allows; "
+        f"worst is {shards.where(shard)} ({worst} x {Reason(kind).name.lower()})"
+    )

@@ -26,6 +26,7 @@ from data_modules.collate import collate_rows
 from data_modules.decoding import Row, rows_of
 from data_modules.fingerprint import fingerprint, losses
 from data_modules.lanes import LaneState, lanes_of
+from data_modules.ledger import check_damage
 from data_modules.planning import plan_mix
 from data_modules.rows import Plan, read_lanes
 from data_modules.rules import Rules
@@ -106,6 +107,11 @@ class Stream:
     def losses(self, states: Iterable[bytes]) -> list[str]:
         """What was left out so far: one line for each shard and reason."""
         return losses(self.plan, [LaneState.from_bytes(state) for state in states])
+
+    def check_damage(self, states: Iterable[bytes]) -> None:
+        """StreamError where the lanes together have left out more than `bad_budget` allows; states: of all lanes."""
+        plan = self.plan
+        check_damage(plan.names, plan.sources, plan.rules, [LaneState.from_bytes(state) for state in states])
 
 
 class StreamLoader:

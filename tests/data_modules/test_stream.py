@@ -160,6 +160,20 @@ def test_damage_found_while_decoding_is_a_counted_hole(mix: Any) -> None:
     ]
 
 
+def test_lanes_that_are_each_within_the_budget_may_be_over_it_together(mix: Any) -> None:
+    for budget, allowed in ((0.011, 11), (0.012, 12)):
+        made = stream({"bad": mix["bad"]}, packing=False, bad_budget=budget)
+        rows = run(made, 7)
+        states = [rows[6, lane][-1] for lane in range(LANES)]
+        if allowed < 12:
+            with pytest.raises(
+                StreamError, match=r"'bad': 12 damaged samples after 84 draws of all lanes.*00000.tar \(8"
+            ):
+                made.check_damage(states)
+        else:
+            made.check_damage(states)
+
+
 def test_damage_found_before_is_skipped_and_counted(mix: Any) -> None:
     made = stream({"bad": mix["bad"]}, packing=False, processor=WholeProcessor())
     rows = run(made, 6)

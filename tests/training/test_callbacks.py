@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,22 @@ def test_what_remote_data_cost_stands_in_every_line_and_only_there(tmp_path: Pat
     assert [r["remote"] for r in RunDir(tmp_path / "remote").metrics.read()] == 2 * [{"hits": 2, "retries": 1}]
     train(tmp_path / "local", stage=tiny_stage(max_steps=1))
     assert "remote" not in RunDir(tmp_path / "local").metrics.read()[0]
+
+
+class Rotten(TinyData):
+    """A stream that left too much out."""
+
+    def check_damage(self, states: Sequence[bytes]) -> None:
+        raise ValueError(f"too much damage in {len(states)} lanes")
+
+
+def test_too_much_damage_stops_a_run_behind_its_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too much damage in 4 lanes"):
+        train(tmp_path, stage=tiny_stage(max_steps=6, checkpoint_every=2), data=Rotten())
+    status = RunDir(tmp_path).status
+    assert (status.state, status.step) == ("failed", 2) and "too much damage" in str(status.error)
+    summary, _ = train(tmp_path, stage=tiny_stage(max_steps=6, checkpoint_every=2), resume=True)
+    assert summary.step == 6
 
 
 def test_the_flight_recorder_names_every_sample_of_every_step(tmp_path: Path) -> None:

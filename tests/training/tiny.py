@@ -144,6 +144,9 @@ class TinyData(lightning.LightningDataModule):
     def losses(self, states: Sequence[bytes]) -> list[str]:
         return []
 
+    def check_damage(self, states: Sequence[bytes]) -> None:
+        """Nothing is ever damaged."""
+
     def step_of(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """A rank's micro-batches of a step."""
         share = self.num_lanes // world

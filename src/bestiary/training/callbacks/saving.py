@@ -29,7 +29,8 @@ class Saving(Callback):
 
     state: the facts every checkpoint repeats (stage, seed, fingerprint, identity, config); step, totals and lanes are
     filled in when one is written. base: plain names that are left out and listed as absent. left_out: lanes'
-    states to one line for each kind of sample that was skipped or damaged up to them.
+    states to one line for each kind of sample that was skipped or damaged up to them. check_damage: raises where that
+    is too much.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Saving(Callback):
         resumed: Checkpoint | None = None,
         base: Collection[str] = (),
         left_out: Callable[[Sequence[bytes]], list[str]] = lambda states: [],
+        check_damage: Callable[[Sequence[bytes]], None] = lambda states: None,
     ) -> None:
         self.run = run
         self.clock = clock
@@ -58,6 +60,7 @@ class Saving(Callback):
         self.resumed = resumed
         self.base = frozenset(base)
         self.left_out = left_out
+        self.check_damage = check_damage
         self._lines: list[str] | None = None
         self.last: Path | None = resumed.path if resumed else None
         self.stopped_by: tuple[int, int] = (0, 0)
@@ -116,6 +119,7 @@ class Saving(Callback):
             )
             self.run.update(step=report.step)
         trainer.strategy.barrier("checkpoint")
+        self.check_damage(self.lanes)  # the same on all ranks; with a larger budget the run goes on from here
 
     def _record_left_out(self, step: int) -> None:
         """Into the run directory, where it is not what the checkpoint before said."""
