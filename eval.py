@@ -41,7 +41,8 @@ def main(asked: Evaluation, config: DictConfig) -> None:
     benchmarks = {name: build({**node, **every}) for name, node in suite.items()}
     heldout = assembly.source_arguments(run)[1]
     read = {source for name, benchmark in benchmarks.items() for source in sources_of(name, benchmark, heldout)}
-    samples = Samples({name: source for name, source in heldout.items() if name in read})
+    chosen = {name: source for name, source in heldout.items() if name in read}
+    samples = Samples(chosen, **assembly.cache_arguments(run))
     pieces = assembly.load_pieces(asked, run, path)
     results = (path if path.is_dir() else path.parent) / "eval"
     assembly.show(run_suite(benchmarks, pieces.model, pieces.processor, samples, results)["text"])

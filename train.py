@@ -30,7 +30,7 @@ def main(run: Run, config: DictConfig) -> int:
         from bestiary.training.fit import fit
         from data_modules.datamodule import StreamDataModule
         from data_modules.heldout import Samples, missing
-
+        from data_modules.stream import worker_died
     assembly.make_ready(run, ROOT)
     sources, heldout = assembly.source_arguments(run)
     stream = partial(StreamDataModule, sources=sources, **assembly.stream_arguments(run))
@@ -39,20 +39,20 @@ def main(run: Run, config: DictConfig) -> int:
     pieces = build_pieces(run)
     data = stream(processor=pieces.processor)
     assembly.show(data.resolved_table(run.stage.max_steps))
-    benchmarks = checked({name: build(node) for name, node in run.suite.items()}, samples := Samples(heldout))
+    samples = Samples(heldout, **assembly.cache_arguments(run))
+    benchmarks = checked({name: build(node) for name, node in run.suite.items()}, samples)
     path, resume = assembly.choose_run_dir(run, sweep_dir=sweep_dir())
     directory, checkpoint, parent = assembly.start(run, pieces, path=path, resume=resume, config=config, data=data)
-    module = build(run.model.module, model=pieces.model, stage=run.stage, **assembly.module_arguments(run, data))
-    found: dict[str, Any] = {}
 
     def evaluate(_step: int) -> dict[str, Any]:
-        found.update(run_suite(benchmarks, pieces.model, pieces.processor, samples, directory.path / "eval"))
-        return found
+        return run_suite(benchmarks, pieces.model, pieces.processor, samples, directory.path / "eval")
 
-    summary = fit(module, data, run=directory, cluster=run.cluster, logger=run.logger, checkpoint=checkpoint,
-                  parent=parent, identity=pieces.identity, evaluate=evaluate if samples else None,
-                  config=asdict(run), tuning=run.tuning, base=pieces.base)  # fmt: skip
-    return assembly.show_summary(summary, found.get("text", ""))
+    with directory.unless_refused():
+        module = build(run.model.module, model=pieces.model, stage=run.stage, **assembly.module_arguments(run, data))
+        summary = fit(module, data, run=directory, cluster=run.cluster, logger=run.logger, checkpoint=checkpoint,
+                      parent=parent, identity=pieces.identity, evaluate=evaluate if samples else None,
+                      config=asdict(run), tuning=run.tuning, base=pieces.base, in_words=worker_died)  # fmt: skip
+    return assembly.show_summary(summary)
 
 
 if __name__ == "__main__":

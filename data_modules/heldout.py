@@ -5,10 +5,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, overload
 
 from bestiary.schema import Sample
 from data_modules.sources import SourceSpec, missing_sources, parse_sources
+from data_modules.storage import DEFAULT_CACHE_BYTES, Storage
 
 SourceGroup = Mapping[str, Mapping[str, Any] | SourceSpec]
 
@@ -20,10 +22,20 @@ def missing(*groups: SourceGroup) -> dict[str, str]:
 
 
 class Samples(Sequence[Sample]):
-    """All samples of all sources (possibly none), in their order; only shards are held, never pictures."""
+    """All samples of all sources (possibly none), in their order; only shards are held, never pictures.
 
-    def __init__(self, sources: SourceGroup) -> None:
-        self._opened = {spec.name: spec.open() for spec in parse_sources(sources)} if sources else {}
+    cache_root, cache_gb: where what is fetched from URLs is kept, and how much of it; for a run those of its stream.
+    """
+
+    def __init__(
+        self,
+        sources: SourceGroup,
+        *,
+        cache_root: str | Path | None = None,
+        cache_gb: float = DEFAULT_CACHE_BYTES / 2**30,
+    ) -> None:
+        storage = Storage(cache_root or None, int(cache_gb * 2**30))
+        self._opened = {spec.name: spec.open(storage) for spec in parse_sources(sources)} if sources else {}
         self._sets = list(self._opened.values())
         self._ends = list(accumulate(len(shards) for shards in self._sets))
 

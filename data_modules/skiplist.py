@@ -1,8 +1,9 @@
 """The skip list: samples that are never drawn.
 
 A text file, one sample a line: `source<TAB>key`, or the JSON object {"source": ..., "key": ...} with any other fields.
-Blank lines and lines that start with # are ignored. The source is the name the mix gives it. Keys are resolved to
-sample numbers once, by one pass over the key files of the sources that are named; samples are not read.
+Blank lines and lines that start with # are ignored. The source is the name the mix gives it. All that follows the tab
+is the key, spaces at its ends included. Keys are resolved to sample numbers once, by one pass over the key files of the
+sources that are named; samples are not read.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def read_skip_list(path: Path | str) -> Listed:
     """What a skip list names; StreamError with file and line on anything that is neither form."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a key may hold what it takes for an end
     except (OSError, ValueError) as error:  # no UTF-8, or no path at all
         raise StreamError(f"skip list {path} cannot be read ({error}); data.skip names a text file") from error
     listed: Listed = {}
@@ -40,6 +41,13 @@ def read_skip_list(path: Path | str) -> Listed:
             source, key = _parse(line, f"skip list {path}, line {number}")
             listed.setdefault(source, {}).setdefault(key, number)
     return listed
+
+
+def skip_line(source: str, key: str) -> str:
+    """The line of a skip list that names this sample, its end included; JSON where a tab between them is not enough."""
+    if (source + key).isprintable() and source == source.strip() and source[:1] not in ("#", "{"):
+        return f"{source}\t{key}\n"
+    return json.dumps({"source": source, "key": key}) + "\n"
 
 
 def resolve_skip_list(path: Path | str, names: Sequence[str], sources: Sequence[ShardSet]) -> dict[str, frozenset[int]]:
@@ -102,7 +110,7 @@ def _parse(line: str, where: str) -> tuple[str, str]:
         source, tab, key = line.partition("\t")
         if not tab:
             raise StreamError(f"{where}: {line[:80]!r} has no tab; write source<TAB>key")
-        source, key = source.strip(), key.strip()
+        source = source.strip()
     if not (isinstance(source, str) and isinstance(key, str) and source and key):
         raise StreamError(f"{where}: source {source!r:.80} and key {key!r:.80} must be text and not empty")
     if len(source) + len(key) > _LONGEST:

@@ -136,7 +136,7 @@ class StreamLoader:
     def __iter__(self) -> Iterator[list[Batch]]:
         first = [LaneState.from_bytes(state) for state in self._dataset.states]
         lanes = [state.lane for state in first]
-        size = self._micro_batch or len(lanes)
+        size = self._micro_batch or max(1, len(lanes))
         step = first[0].rows if first else 0
         for rows in self._steps():
             yield [
@@ -170,7 +170,12 @@ class StreamLoader:
             while True:
                 rows: list[Row] = []
                 for number in range(self.num_processes):
-                    item = next(items)
+                    try:
+                        item = next(items)
+                    except RuntimeError as error:
+                        if (told := worker_died(error)) is None:
+                            raise
+                        raise told from error
                     if isinstance(item, Exception):
                         raise item
                     packed, self._fetched[number] = item
@@ -235,6 +240,20 @@ def _unpack(item: tuple[bytes, list[tuple[int, int]], torch.Tensor]) -> list[Row
     source = joined.numpy().data
     rows: list[Row] = pickle.loads(skeleton, buffers=[source[start:stop] for start, stop in spans])
     return rows
+
+
+def worker_died(error: BaseException) -> StreamError | None:
+    """What to say where a worker process ended; torch raises that wherever the main process is at that moment.
+
+    None for any other error.
+    """
+    told = " ".join(str(error).split())
+    if not isinstance(error, RuntimeError) or not told.startswith("DataLoader worker"):
+        return None
+    return StreamError(
+        f"a process that reads data ended ({told.rstrip('.')}); the system kills one mostly because memory, or shared "
+        "memory (/dev/shm), has run out: lower data.num_workers and go on with resume=RUN"
+    )
 
 
 def _identity(item: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from data_modules.fingerprint import differences, fingerprint
@@ -18,12 +18,16 @@ from data_modules.lanes import LaneState, Place, Ref
 from data_modules.ledger import Loss
 from data_modules.records import Reason
 from data_modules.rows import LaneReader, Plan
+from data_modules.rules import Rules
 from data_modules.shares import ONE, Shares
 from data_modules.skiplist import added_only
 from data_modules.sources import StreamError
 
 ON_CHANGE = ("refuse", "remix", "restart")
 _FIXED_RULES = ("seed", "num_lanes")
+_OPTIONS = {"num_lanes": "stage.batch_size", "seed": "seed"}
+"""Where a rule is set, if not by its own name under `data`."""
+_DEFAULTS = {rule.name: str(rule.default) for rule in fields(Rules)}
 _MEASURING_RULES = ("max_tokens", "max_views", "too_long")
 
 
@@ -44,15 +48,16 @@ def resume(states: Mapping[int, bytes], saved: Mapping[str, Any], plan: Plan, on
     """
     now = fingerprint(plan)
     changed = differences(saved, now)
+    told = _by_options(changed)
     skip_changed = [line for line in changed if line.startswith("skip.")]
     added = added_only(saved.get("skip", {}), now.get("skip", {})) if skip_changed == changed else None
     if added is None and on_change == "refuse":
         raise StreamError(
-            f"the stream is not the one that was saved; changed: {'; '.join(changed)}; a resume needs "
-            "the run's own options: undo it, or set stream.on_change=remix to go on with what is unchanged"
+            f"the stream is not the one that was saved; changed: {'; '.join(told)}{_why_shares(told, plan)}; a resume "
+            f"needs the run's own options: undo it, or {_way_on(saved, now)}"
         )
     if added is None and on_change == "restart":
-        return _restarted(states, plan, changed)
+        return _restarted(states, plan, told)
     if added is None:
         _refuse_what_no_surgery_can_do(saved, now)
     lanes = _parsed(states, plan.rules.num_lanes)
@@ -60,7 +65,7 @@ def resume(states: Mapping[int, bytes], saved: Mapping[str, Any], plan: Plan, on
     if not changed:
         return Resumed(step, dict(states))
     operation = Surgery(lanes, saved, plan)
-    lines = operation.explain_skips(added, step) if added is not None else operation.explain(changed, step)
+    lines = operation.explain_skips(added, step) if added is not None else operation.explain(told, step)
     return Resumed(step, {lane: state.to_bytes() for lane, state in sorted(operation.lanes.items())}, tuple(lines))
 
 
@@ -190,16 +195,53 @@ def _restarted(states: Mapping[int, bytes], plan: Plan, changed: list[str]) -> R
     return Resumed(step, fresh, tuple(lines))
 
 
+def _by_options(changed: list[str]) -> list[str]:
+    """Differences by the names and defaults of the options that make them."""
+    found = []
+    for line in changed:
+        name, _, values = line.partition(": ")
+        group, _, rule = name.partition(".")
+        if group in ("rules", "mix") and rule in _DEFAULTS:
+            before, after = (_DEFAULTS[rule] if one == "absent" else one for one in values.split(" -> "))
+            if before != after:  # else only whether it matters differs, which another line says
+                found.append(f"{_OPTIONS.get(rule, f'data.{rule}')}: {before} -> {after}")
+        else:
+            found.append(line)
+    return found or changed
+
+
+def _why_shares(told: list[str], plan: Plan) -> str:
+    """Where a person may have changed no share: what else moves them."""
+    if not any(".share: " in line for line in told) or not any(spec.max_epochs for spec in plan.specs):
+        return ""
+    return " (shares of sources with max_epochs follow stage.max_steps)"
+
+
+def _way_on(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What to set in order to go on with a change."""
+    if _is_grouped(saved, now) or _fixed(saved, now):
+        return "set stream.on_change=restart to begin the data again at this step"
+    return "set stream.on_change=remix to go on with what is unchanged"
+
+
+def _is_grouped(saved: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    return "order" in saved["rules"] or "order" in now["rules"]
+
+
+def _fixed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs and can be restarted alone."""
+    pairs = [(_OPTIONS[name], saved["rules"].get(name), now["rules"][name]) for name in _FIXED_RULES]
+    pairs.append(("algorithm", saved["algorithm"], now["algorithm"]))
+    return [f"{name} {before} -> {after}" for name, before, after in pairs if before != after]
+
+
 def _refuse_what_no_surgery_can_do(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if "order" in saved["rules"] or "order" in now["rules"]:
+    if _is_grouped(saved, now):
         raise StreamError(
             "stream.on_change=remix cannot change anything with data.order=grouped: its steps are those of all samples "
             "together; undo the change, or set stream.on_change=restart to go on at this step of the new order"
         )
-    pairs = [(name, saved["rules"].get(name), now["rules"][name]) for name in _FIXED_RULES]
-    pairs.append(("algorithm", saved["algorithm"], now["algorithm"]))
-    fixed = [f"{name} {before} -> {after}" for name, before, after in pairs if before != after]
-    if fixed:
+    if fixed := _fixed(saved, now):
         raise StreamError(
             f"stream.on_change=remix cannot change {', '.join(fixed)}: a lane's places in a source are those of its "
             "number among all lanes in the order of the seed, so every sample would change hands; undo the change, or "

@@ -29,7 +29,7 @@ class Turns:
         self._deal = deal
         self._lanes = np.array(lanes, np.int64)
         self._columns = {lane: column for column, lane in enumerate(lanes)}
-        self._size = max(1, _TURNS // len(lanes))
+        self._size = max(1, _TURNS // max(1, len(lanes)))
         self._blocks: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def of(self, lane: int, j: int, offset: int) -> Iterator[Turn]:

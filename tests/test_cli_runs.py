@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from bestiary.cli import main
+from bestiary.training.flight import FlightStep, SeenSample
 from bestiary.training.run_dir import RunDir
+from data_modules.skiplist import read_skip_list
 from tests.training.tiny import TinyData, tiny_row, tiny_stage, train
 
 
@@ -121,6 +124,60 @@ def test_a_benchmark_without_accuracy_is_listed_with_its_first_metric(
         values = {metric: {"value": value} for metric, value in metrics.items()}
         report.write_text(json.dumps({"metrics": values}))
     assert told(capsys, "--root", tmp_path).split("  ")[-3:] == ["captions cider 1.250", "empty", "regions 0.500\n"]
+
+
+def test_a_damaged_file_does_not_hide_the_other_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = {
+        "empty": "",
+        "torn": '{"state": "run',
+        "none": "{}",
+        "list": "[]",
+        "null": '{"state": "failed", "step": null}',
+    }
+    for number, (name, text) in enumerate(bad.items()):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text(text)
+        os.utime(tmp_path / name / "status.json", (number, number))
+    RunDir(tmp_path / "whole").start(config="", resolved="", stage="one")
+    lines = told(capsys, "--root", tmp_path).splitlines()
+    for line, name in zip(lines, bad, strict=False):
+        assert line.startswith(f"unreadable   {tmp_path / name / 'status.json'} is damaged (")
+    assert len(lines) == 6 and lines[5].split()[:4] == ["running", "one", "0", "steps"]
+
+
+@pytest.mark.parametrize("text", ["", '{"metrics": {"accu', "{}", "[]", '{"metrics": null}', '{"metrics": {"f1": {}}}'])
+def test_a_damaged_report_is_named_in_the_line_of_its_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    RunDir(tmp_path / "one").start(config="", resolved="")
+    for name, content in (("bad", text), ("good", '{"metrics": {"accuracy": {"value": 0.5}}}')):
+        (tmp_path / "one" / "eval" / name).mkdir()
+        (tmp_path / "one" / "eval" / name / "report.json").write_text(content)
+    (line,) = told(capsys, "--root", tmp_path).splitlines()
+    bad = tmp_path / "one" / "eval" / "bad" / "report.json"
+    assert f"  bad unreadable: {bad} (" in line and line.endswith("  good 0.500")
+
+
+def test_a_damaged_status_of_the_run_that_is_explained_is_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "status.json").write_text("")
+    text = told(capsys, "explain", tmp_path / "run", "--step", 9, code=1)
+    assert text.startswith(f"error: {tmp_path / 'run' / 'status.json'} is damaged (") and text.count("\n") == 1
+
+
+def test_a_skip_list_names_the_samples_it_was_made_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [("a", "part-0/trail "), ("a", " lead"), ("a b", "x"), ("#c", "k"), ("{d", "k"), (" e", "k"), ("f\tg", "k")]
+    names += [("a", f"one{end}two") for end in ("\n", "\r", "\t", "\x85", "\u2028")]
+    run = RunDir(tmp_path)
+    run.start(config="", resolved="")
+    run.samples.append([FlightStep.of(1, [SeenSample(0, *name, 3, 2, 9.5) for name in names])])
+    text = told(capsys, "explain", tmp_path, "--step", 1, "--as-skip-list", "--above", 1)
+    (tmp_path / "skip.tsv").write_text(text, encoding="utf-8")
+    listed = read_skip_list(tmp_path / "skip.tsv")
+    assert {(source, key) for source, keys in listed.items() for key in keys} == set(names)
+    assert text.splitlines()[0] == "a\tpart-0/trail "
 
 
 def test_a_key_whose_loss_is_low_is_not_called_absent(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -207,6 +207,25 @@ def test_sources_on_a_web_server_are_checked_counted_and_shown(
     assert "9 samples" in capsys.readouterr().out
 
 
+def test_no_command_prints_the_password_of_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    making.source(tmp_path / "toys", "toys", 9)
+    with FileServer(tmp_path) as server:
+        url = f"{server.url.replace('//', '//u:SECRET@')}/toys"
+        tar = f"{url}/shard-{{00000..00000}}.tar?sig=SECRET"
+        assert main(["shards", "index", tar]) == 0
+        assert main(["shards", "check", url, tar, f"{url}/none"]) == 1
+        assert main(["shards", "stats", url, f"{url}?sig=SECRET", f"{url}?sig=SECRET2"]) == 0
+        assert main(["shards", "preview", f"{url}?sig=SECRET", "--out", str(tmp_path / "page.html")]) == 0
+        assert main(["check", url, "--domain", "natural"]) == 1
+    out, err = capsys.readouterr()
+    told = out + err + (tmp_path / "page.html").read_text()
+    assert "SECRET" not in told and "//***@127.0.0.1" in out and "//***@127.0.0.1" in err
+    assert sum(line.count("natural 9") for line in out.splitlines()) == 3, "three sources, each under a name of its own"
+
+
 def test_tars_of_others_are_indexed_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tmp_path = tmp_path / "pairs"
     tmp_path.mkdir()

@@ -288,3 +288,13 @@ def test_a_resume_that_chooses_an_experiment_is_composed_anew(tmp_path: Path) ->
     assert base_of(["resume=auto"], "config", ROOT / "conf") == "config"
     with pytest.raises(ValueError, match=r"resume=.*/b is not a run directory.*nearest valid: a"):
         base_of([f"resume={tmp_path / 'b'}"], "config", ROOT / "conf")
+
+
+def test_a_repeated_command_may_drop_a_source_that_its_run_has_dropped(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "a", "~data.sources.natural_stage1")
+    with pytest.raises(HydraException, match="Could not delete"):
+        resumed(run, "~data.sources.natural_stage1")
+    (run / "changes.jsonl").write_text('{"step": 4, "lines": ["  removed  natural_stage1: its share was 25.00%"]}\n')
+    assert "natural_stage1" not in resumed(run, "~data.sources.natural_stage1").data.sources
+    with pytest.raises(HydraException, match="Could not delete"):
+        resumed(run, "~data.sources.natural_stage")

@@ -15,7 +15,7 @@ from bestiary.config import Run
 from bestiary.language.decoder import Decoder, llama_config
 from bestiary.mllm import MultimodalLM
 from bestiary.saved_run import build_pieces, with_processor
-from bestiary.training.assembly import check_start, show_plan, stream_arguments
+from bestiary.training.assembly import cache_arguments, check_start, make_ready, show_plan, stream_arguments
 from bestiary.training.parents import load_first_weights
 from bestiary.training.stages import apply_stage
 from data_modules.datamodule import StreamDataModule
@@ -171,6 +171,39 @@ def test_a_dry_run_refuses_numbers_that_the_run_refuses_whatever_is_missing(name
     stream = partial(StreamDataModule, sources={}, **stream_arguments(run))
     with pytest.raises(StreamError, match=name):
         show_plan(run, {"somewhere": "a source is missing"}, stream)
+
+
+@pytest.mark.parametrize("dry_run", ["dry_run=true", "dry_run=false"])
+def test_data_that_would_have_to_be_made_at_an_address_is_refused(
+    dry_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = ["experiment=sphinxv_stage2", "cluster.data_root=http://u:SE/CRET@127.0.0.1:1/set", dry_run]
+    with pytest.raises(ValueError, match=r"http://\*\*\*@127\.0\.0\.1:1/set/embedded is an address") as caught:
+        make_ready(composed(*address), tmp_path)
+    assert "CRET" not in str(caught.value) and "data.prepare=null" in str(caught.value)
+    make_ready(composed(*address[:2], "data.prepare=null", "dry_run=true"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_fetched_is_kept_below_a_data_root_that_is_a_folder() -> None:
+    for overrides, place in (
+        (["cluster.data_root=/data"], "/data/.remote"),
+        (["cluster.data_root=http://u:p@h/x"], None),
+        (["cluster.data_root=file:///data"], None),
+        (["cluster.data_root=http://u:p@h/x", "data.cache_root=/cache"], "/cache"),
+    ):
+        run = composed("experiment=sphinxv_stage2", *overrides, "data.cache_gb=3")
+        assert cache_arguments(run) == {"cache_root": place, "cache_gb": 3.0}
+        assert stream_arguments(run)["cache_root"] == place
+
+
+def test_a_plan_prints_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+    address = "http://u:SECRET@h/x?sig=SECRET"
+    run = composed("experiment=sphinxv_stage2", f"data.sources.natural_stage2.path='{address}'")
+    show_plan(run, {"somewhere": "a source is missing"}, _no_stream)
+    out = capsys.readouterr().out
+    assert "http://***@h/x?***" in out and "SECRET" not in out
 
 
 def _no_stream(**_: Any) -> Any:

@@ -222,8 +222,17 @@ def test_a_run_that_cannot_start_leaves_no_directory_and_a_dry_run_says_why(data
     assert f"{tmp_path} has no source.json" in finish(*asked, elsewhere, code=1)
     save_file({"x": torch.zeros(1)}, tmp_path / "p.safetensors", metadata={"identity": '{"tokenizer": "other"}'})
     assert "made with tokenizer=other" in finish(*asked, f"parent={tmp_path / 'p.safetensors'}", code=1)
+    assert "launch with `torchrun" in finish(*asked, "cluster.devices=2", code=1)
     assert not (tmp_path / "run").exists()
-    assert "missing on disk: 1\n" in finish(*asked, elsewhere, "dry_run=true")
+    assert "missing on disk: 1\n" in finish(*asked, elsewhere, "dry_run=true", "cluster.devices=2")
+
+
+def test_a_resume_that_this_machine_refuses_leaves_the_run_as_it_was(short_run: Path, tmp_path: Path) -> None:
+    run = copy_at_step_4(short_run, tmp_path / "run")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    output = finish(f"resume={run}", "cluster.devices=2", "stage.optimizer.lr=0.5", code=1)
+    assert "launch with `torchrun" in output.splitlines()[-1]
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
 def test_the_paper_recipe_is_planned_without_weights() -> None:

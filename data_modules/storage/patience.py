@@ -22,11 +22,15 @@ LONGEST_WAIT_S = 60.0
 
 
 class HiccupError(Exception):
-    """Something that may pass: a timeout, a lost connection, a busy server. wait_s: what the server asks for."""
+    """Something that may pass: a timeout, a lost connection, a busy server.
+
+    wait_s: what the server asks for. has_gained: the try brought a part that the next one need not bring again.
+    """
 
     def __init__(self, problem: str, wait_s: float = 0.0) -> None:
         super().__init__(problem)
         self.wait_s = wait_s
+        self.has_gained = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +53,23 @@ class Patience:
         return min(max(own, asked_s), LONGEST_WAIT_S)
 
     def persist(self, what: str, attempt: Callable[[], T], on_retry: Callable[[], None]) -> T:
-        """The result of the first attempt that succeeds; StorageError naming `what` after the last."""
+        """The result of the first attempt that succeeds; StorageError naming `what` after the last.
+
+        Attempts that gained something are not counted: what there is to gain has an end.
+        """
         tried = 0
         while True:
-            tried += 1
             try:
                 return attempt()
             except HiccupError as error:
+                tried += not error.has_gained
                 if tried >= self.attempts:
                     raise StorageError(
                         f"{what}: {error}; tried {tried} times, so the store is out of reach; resume when it is back"
                     ) from None
-                wait_s = self.wait_s(what, tried, error.wait_s)
-                log.warning("%s: %s; trying again in %.1f s (%d of %d)", what, error, wait_s, tried, self.attempts)
+                wait_s = self.wait_s(what, max(tried, 1), error.wait_s)
+                told = "going on behind what came" if error.has_gained else f"{tried} of {self.attempts}"
+                log.warning("%s: %s; trying again in %.1f s (%s)", what, error, wait_s, told)
             on_retry()
             time.sleep(wait_s)
 
@@ -74,7 +82,7 @@ def retry_after_s(header: str | None) -> float:
         return float(header.strip()[:9])
     try:
         until = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     until = until if until.tzinfo else until.replace(tzinfo=UTC)
     return max(0.0, (until - datetime.now(UTC)).total_seconds())

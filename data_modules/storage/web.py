@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from data_modules.storage.cache import Part
 from data_modules.storage.errors import NotThereError, StorageError
@@ -22,6 +22,8 @@ T = TypeVar("T")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _BUSY = (408, 425, 429)
 _CHUNK = 1 << 20
+_GAIN = 1 << 18
+"""A try that broke after so many new bytes is not counted."""
 
 
 class WebStore:
@@ -79,7 +81,12 @@ class WebStore:
             if part.written < part.size:
                 raise HiccupError(f"the body ended {part.size - part.written} bytes before its end")
 
-        self._get(url, f"bytes={first}-{start + part.size - 1}" if facts.has_ranges else None, wanted, receive)
+        byte_range = f"bytes={first}-{start + part.size - 1}" if facts.has_ranges else None
+        try:
+            self._get(url, byte_range, wanted, receive)
+        except HiccupError as error:  # without ranges the next try begins anew: nothing is gained
+            error.has_gained = facts.has_ranges and part.written - (first - start) >= _GAIN
+            raise
 
     def list(self, url: str) -> list[str]:
         """Web servers have no common way to tell."""
@@ -89,6 +96,7 @@ class WebStore:
 
     def _get(self, url: str, byte_range: str | None, num_bytes: int, receive: Callable[[Any], Awaitable[T]]) -> T:
         """One GET, redirects followed; every failure is a HiccupError or a StorageError."""
+        _check_address(url)
         system = file_system("http", self._options)
         from fsspec.asyn import sync
 
@@ -96,6 +104,11 @@ class WebStore:
             result: T = sync(system.loop, self._exchange, system, url, byte_range, num_bytes, receive)
         except failures() as error:
             raise HiccupError(scrubbed(f"{type(error).__name__} {error}").strip()) from error
+        except StorageError:
+            raise
+        except ValueError as error:  # of the libraries below, on what a server says
+            said = scrubbed(f"{type(error).__name__} {error}")
+            raise StorageError(f"{printable(url)} cannot be read ({said}); check the address and its server") from error
         return result
 
     async def _exchange(
@@ -119,8 +132,38 @@ class WebStore:
                 if response.status not in _REDIRECTS:
                     _check_status(response, asked)
                     return await receive(response)
-                url = check_redirect(url, urljoin(url, response.headers.get("Location", "")))
+                url = _redirected(url, response.headers.get("Location", ""))
         raise StorageError(f"{printable(asked)} redirects more than {MAX_REDIRECTS} times; give the final address")
+
+
+def _check_address(url: str) -> None:
+    """StorageError for an address that no server can have; it says little of it, for any part may be of a password."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+        host = (parts.hostname or "").encode("idna")
+    except ValueError:
+        host = b""
+    if host:
+        return
+    shown, remedy = printable(url), "write it as https://host:port/folder"
+    if "@" in url:
+        plain, _, query = url.partition("?")
+        shown = f"{plain.partition('//')[0]}//***@{'***' if '@' in query else plain.rpartition('@')[2]}"
+        remedy += ", and / @ : ? # of a password as %2F %40 %3A %3F %23"
+    raise StorageError(f"{shown} is no address of a web server; {remedy}")
+
+
+def _redirected(before: str, location: str) -> str:
+    """The address that a server names in its place."""
+    try:
+        after = urljoin(before, location)
+    except ValueError as error:
+        raise StorageError(
+            f"{printable(before)} redirects to {printable(location)[:200]}, which is no address; give the address of "
+            "the server that holds the files"
+        ) from error
+    return check_redirect(before, after)
 
 
 def _check_status(response: Any, url: str) -> None:
@@ -144,10 +187,10 @@ def _facts_of(response: Any, url: str) -> tuple[Facts, int]:
     version = headers.get("ETag") or headers.get("Last-Modified") or ""
     if response.status == 200:
         length = headers.get("Content-Length", "")
-        if not length.isdigit():
+        if not re.fullmatch(r"[0-9]{1,18}", length):
             raise StorageError(f"{printable(url)}: the server does not tell the size of the file; use one that does")
         return Facts(int(length), version, has_ranges=False), 0
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", "").strip())
+    found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", headers.get("Content-Range", "").strip())
     if response.status != 206 or found is None:
         raise HiccupError(f"the server answered {response.status} without a usable Content-Range")
     return Facts(int(found[2]), version), int(found[1])

@@ -46,22 +46,41 @@ def add_runs(commands: Any) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    found = sorted(args.root.glob("**/status.json"), key=lambda path: path.stat().st_mtime)
+    from bestiary.training.run_dir import RunDir
+
+    found = sorted(args.root.glob("**/status.json"), key=_changed)
     if not found:
         raise ValueError(f"no run below {args.root}; start one with python train.py experiment=sphinxv_stage2")
     for path in found:
-        status = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            status = RunDir(path.parent).status
+        except (ValueError, OSError) as error:  # one bad file does not hide the other runs
+            sys.stdout.write(f"{'unreadable':<12} {error}\n")
+            continue
         scores = [_score(report) for report in sorted(path.parent.glob("eval/*/report.json"))]
-        line = f"{status['state']:<12} {status['stage']:<16} {status['step']:>7} steps  {path.parent}"
+        line = f"{status.state:<12} {status.stage:<16} {status.step:>7} steps  {path.parent}"
         sys.stdout.write("  ".join([line, *scores]) + "\n")
 
 
+def _changed(path: Path) -> float:
+    """When the file was written; 0 for a link that leads nowhere."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def _score(report: Path) -> str:
-    """A benchmark's name and its accuracy, or else its first metric."""
-    metrics = json.loads(report.read_text(encoding="utf-8"))["metrics"]
-    if "accuracy" in metrics:
-        return f"{report.parent.name} {metrics['accuracy']['value']:.3f}"
-    return " ".join([report.parent.name, *(f"{name} {metrics[name]['value']:.3f}" for name in list(metrics)[:1])])
+    """A benchmark's name and its accuracy, or else its first metric; what is wrong with a report that has neither."""
+    try:
+        metrics = json.loads(report.read_text(encoding="utf-8"))["metrics"]
+        if "accuracy" in metrics:
+            return f"{report.parent.name} {metrics['accuracy']['value']:.3f}"
+        return " ".join([report.parent.name, *(f"{name} {metrics[name]['value']:.3f}" for name in list(metrics)[:1])])
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{report.parent.name} unreadable: {report} ({error})"
+    except (LookupError, TypeError):
+        return f"{report.parent.name} unreadable: {report} (it does not hold the metrics of a benchmark)"
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -81,13 +100,14 @@ def _compare(args: argparse.Namespace) -> None:
 def _explain(args: argparse.Namespace) -> None:
     from bestiary.training.explaining import explain, left_out
     from bestiary.training.run_dir import RunDir
+    from data_modules.skiplist import skip_line
 
     if args.as_skip_list and args.above is None and not args.key:
         raise ValueError("--as-skip-list needs --above LOSS or --key KEY: which samples are to be skipped?")
     run, (first, last) = RunDir(args.run), _range(args)
     steps = _chosen(explain(run, first, last), args)
     if args.as_skip_list:
-        named = dict.fromkeys(f"{s.source}\t{s.key}\n" for step in steps for s in step.samples)
+        named = dict.fromkeys(skip_line(s.source, s.key) for step in steps for s in step.samples)
         sys.stdout.writelines(named)
         return
     step = 0

@@ -179,8 +179,17 @@ def _open(location: str, args: argparse.Namespace) -> ShardSet:
 
     shards = open_source(location, format=args.format, domain=args.domain)
     if args.domain is not None and (not shards.is_foreign or args.format == "bestiary"):
-        raise ValueError(f"{location}: its samples name their domains themselves; leave out --domain {args.domain}")
+        raise ValueError(
+            f"{_shown(location)}: its samples name their domains themselves; leave out --domain {args.domain}"
+        )
     return shards
+
+
+def _shown(location: str) -> str:
+    """A path as it is; of a URL neither the password nor the signature."""
+    from data_modules.storage import printable
+
+    return printable(location) if "://" in location else location
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -191,8 +200,9 @@ def _check(args: argparse.Namespace) -> None:
     unread = ""
     for location, shards in _opened_or_problem(args):
         num_sources += 1
+        shown = _shown(location)
         if isinstance(shards, str):
-            sys.stderr.write(f"{location}: {shards}\n" if location not in shards else f"{shards}\n")
+            sys.stderr.write(f"{shown}: {shards}\n" if shown not in shards else f"{shards}\n")
             num_problems += 1
             continue
         found = 0
@@ -200,12 +210,12 @@ def _check(args: argparse.Namespace) -> None:
             if found <= MAX_PROBLEMS:
                 sys.stderr.write(f"{problem}\n")
         if found > MAX_PROBLEMS:
-            sys.stderr.write(f"{location}: {found - MAX_PROBLEMS} more problems\n")
+            sys.stderr.write(f"{shown}: {found - MAX_PROBLEMS} more problems\n")
         num_problems += found
         num_samples += len(shards)
         num_foreign += shards.is_foreign
         if found and (not shards.domains or (args.format != "bestiary" and found >= len(shards))):
-            unread = f"; nothing of {location} can be read with --format {args.format} (bestiary, caption, llava)"
+            unread = f"; nothing of {shown} can be read with --format {args.format} (bestiary, caption, llava)"
     if num_problems:
         counts = f"{_count(num_problems, 'problem')} in {_count(num_sources, 'source')}"
         raise ValueError(f"{counts}{unread}; write or copy the shards named above again")
@@ -240,7 +250,9 @@ def _stats(args: argparse.Namespace) -> None:
     measure = None if args.processor is None else _measure(args.processor)
     tallies: dict[str, Tally] = {}
     for location, shards in _opened(args):
-        name = shards.name if shards.name not in tallies else location
+        name = shards.name if shards.name not in tallies else _shown(location)
+        if name in tallies:  # one address with two signatures, or given twice
+            name = f"{name} ({len(tallies) + 1})"
         tallies[name] = gather(shards, measure=measure, workers=args.workers)
     _show_table(table(tallies))
     sys.stdout.writelines(f"{line}\n" for line in refusals(tallies))
@@ -331,6 +343,6 @@ def _index(args: argparse.Namespace) -> None:
     shards = open_source(args.pattern, format=args.format, domain=args.domain)
     size = sum(shard.bytes for shard in shards.shards)
     sys.stdout.write(
-        f"{args.pattern}: {_count(len(shards), 'sample')} in {_count(len(shards.shards), 'shard')}, "
+        f"{_shown(args.pattern)}: {_count(len(shards), 'sample')} in {_count(len(shards.shards), 'shard')}, "
         f"{size / 1e6:,.1f} MB, domains {', '.join(shards.domains)}\n"
     )

@@ -125,6 +125,8 @@ def base_of(arguments: Sequence[str], name: str, conf: Path) -> str:
     chosen = [group for group in given if (conf / group).is_dir()]
     for key in ONE_START:
         saved.pop(key, None)
+    for source in _dropped_again(arguments, file.parent):
+        saved.data.sources.setdefault(source, {})
     for group in chosen:
         if group in saved:
             _forget_choice(saved, group, conf / group)
@@ -134,6 +136,14 @@ def base_of(arguments: Sequence[str], name: str, conf: Path) -> str:
     saved.hydra = root.hydra
     ConfigStore.instance().store(name="resumed", node=saved)
     return "resumed"
+
+
+def _dropped_again(arguments: Sequence[str], folder: Path) -> list[str]:
+    """Sources that a command drops although its run has done so: the one that dropped them was killed and repeated."""
+    changes = folder / "changes.jsonl"
+    told = changes.read_text(encoding="utf-8") if changes.is_file() else ""
+    named = [argument[len(drop) :] for argument in arguments if argument.startswith(drop := "~data.sources.")]
+    return [name for name in named if f"removed  {name}:" in told or f"sources.{name} is gone" in told]
 
 
 def _forget_choice(saved: DictConfig, group: str, folder: Path) -> None:

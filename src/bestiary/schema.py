@@ -236,11 +236,16 @@ class Processor(Protocol):
         """Generated ids to text, stripped."""
 
 
+_HEAD, _TAIL = 320, 120
+"""Characters that stay of a long problem, at its beginning and its end."""
+
+
 class SampleError(ValueError):
-    """Bad data in one sample: one line that names the key, the value and the remedy."""
+    """Bad data in one sample: one line that names the key, the value and the remedy, long values cut in the middle."""
 
     def __init__(self, key: str, problem: str) -> None:
-        super().__init__(_one_line(f"sample {key}: {problem}"))
+        problem = _shortened(problem)
+        super().__init__(_one_line(f"sample {_shortened(key)}: {problem}"))
         self.key = key
         self.problem = problem
 
@@ -258,6 +263,13 @@ class SampleTooLongError(SampleError):
 
     def __reduce__(self) -> tuple[type[SampleError], tuple[Any, ...]]:
         return SampleTooLongError, (self.key, self.problem, self.num_tokens, self.max_tokens)
+
+
+def _shortened(text: str) -> str:
+    """The beginning (where and what) and the end (the remedy): a value may be a million numbers of somebody else's."""
+    if len(text) <= _HEAD + _TAIL:
+        return text
+    return f"{text[:_HEAD]} ... {text[-_TAIL:]}"
 
 
 def _one_line(text: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from pathlib import Path
 
 import pytest
 
+from bestiary.schema import SampleError, SampleTooLongError
 from data_modules.sources import StreamError
 from tests.data_modules.hostile import Canary, blames, encoded, epoch_of, pair, raw_source, record, tar_of
 
@@ -153,6 +155,21 @@ def test_keys_and_domains_cannot_write_into_the_log(tmp_path: Path, caplog: pyte
     seen = epoch_of(raw_source(tmp_path / "set", _with_plain(evil)), caplog, bad_budget=1.0)
     assert seen.counted == len(evil)
     assert all(line.isprintable() for line in seen.warned), seen.warned
+
+
+def test_a_line_about_a_huge_value_is_short_and_keeps_its_beginning_and_its_remedy(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stroke = {"kind": "stroke", "coords": [0.5] * 9_999 + [7.0], "mark": 1}
+    evil = {"a": record(regions=[stroke]), "b": record(images=[f"{number}.jpg" for number in range(9_999)])}
+    seen = epoch_of(raw_source(tmp_path / "set", _with_plain(evil)), caplog, bad_budget=1.0)
+    assert seen.counted == 2 and all(len(line) < 1000 for line in seen.warned), [len(line) for line in seen.warned]
+    assert blames(seen, "shard-00000.tar", "region of mark 1 (stroke (0.5, 0.5", "as fractions of the original image")
+    error = SampleError("k" * 10_000, "w" * 10_000)
+    again = pickle.loads(pickle.dumps(error))
+    assert len(str(error)) < 1000 and str(again) == str(error) and again.problem == error.problem
+    too_long = pickle.loads(pickle.dumps(SampleTooLongError("k", "w" * 10_000 + " remedy", 9, 8)))
+    assert too_long.problem.endswith("remedy") and len(str(too_long)) < 500 and too_long.num_tokens == 9
 
 
 WRONG_WORDS: dict[str, tuple[str, bytes, str]] = {

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from data_modules.lanes import LaneState
 from data_modules.records import Reason
-from data_modules.skiplist import added_only, pack_numbers, read_skip_list, unpack_numbers
+from data_modules.shards import open_source
+from data_modules.skiplist import added_only, pack_numbers, read_skip_list, resolve_skip_list, skip_line, unpack_numbers
 from data_modules.sources import StreamError
 from data_modules.stream import Stream
+from data_modules.ustar import END, member
 from tests.data_modules.making import LANES, source, stream
 
 
@@ -37,6 +39,29 @@ def keys(made: Stream, steps: int, states: dict[int, bytes] | None = None) -> tu
 def test_both_forms_are_read_and_comments_are_not(tmp_path: Path) -> None:
     text = '# why: captions are wrong\n\nbig\tbig-00001\n {"step": 3, "key": "k", "source": "bad", "loss": 9.5}\n'
     assert read_skip_list(write(tmp_path, text)) == {"big": {"big-00001": 3}, "bad": {"k": 4}}
+
+
+def test_all_that_follows_the_tab_is_the_key(tmp_path: Path) -> None:
+    lines = ["big\tpart-0/trail \n", "big\t lead\r\n", "big\t \n", " big \ta\tb\n", "big\ta\x85\u2028b"]
+    keys = read_skip_list(write(tmp_path, "".join(lines)))
+    assert keys == {"big": {"part-0/trail ": 1, " lead": 2, " ": 3, "a\tb": 4, "a\x85\u2028b": 5}}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [("big", "part-0/trail "), ("big", "a\nb"), ("#big", "k"), ("{big", "k"), (" big", "k"), ("b\tg", "k"), ("b", "é")],
+)
+def test_a_written_line_names_its_sample(tmp_path: Path, name: tuple[str, str]) -> None:
+    assert read_skip_list(write(tmp_path, skip_line(*name))) == {name[0]: {name[1]: 1}}
+
+
+def test_a_foreign_sample_whose_name_ends_in_a_space_is_skipped(tmp_path: Path) -> None:
+    parts = [(f"{stem}.{end}", data) for stem in ("trail ", "other") for end, data in (("png", b"x"), ("txt", b"y"))]
+    (tmp_path / "part-0.tar").write_bytes(b"".join(member(name, data) for name, data in parts) + END)
+    shards = open_source(tmp_path / "part-0.tar", format="caption", name="far", domain="natural")
+    skip = write(tmp_path, skip_line("far", next(shards.keys())))
+    assert skip.read_text() == "far\tpart-0/trail \n"
+    assert resolve_skip_list(skip, ["far"], [shards]) == {"far": frozenset({0})}
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -21,7 +21,7 @@ from data_modules.fingerprint import differences
 from data_modules.lanes import LaneState, lanes_of
 from data_modules.rows import LaneReader
 from data_modules.sources import StreamError
-from data_modules.stream import Stream
+from data_modules.stream import Stream, worker_died
 from tests.data_modules.making import LANES, CharProcessor, WholeProcessor, picture, sample, source, stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -161,17 +161,12 @@ def test_damage_found_while_decoding_is_a_counted_hole(mix: Any) -> None:
 
 
 def test_lanes_that_are_each_within_the_budget_may_be_over_it_together(mix: Any) -> None:
-    for budget, allowed in ((0.011, 11), (0.012, 12)):
-        made = stream({"bad": mix["bad"]}, packing=False, bad_budget=budget)
-        rows = run(made, 7)
-        states = [rows[6, lane][-1] for lane in range(LANES)]
-        if allowed < 12:
-            with pytest.raises(
-                StreamError, match=r"'bad': 12 damaged samples after 84 draws of all lanes.*00000.tar \(8"
-            ):
-                made.check_damage(states)
-        else:
-            made.check_damage(states)
+    made, larger = (stream({"bad": mix["bad"]}, packing=False, bad_budget=budget) for budget in (0.011, 0.012))
+    rows = run(made, 7)
+    states = [rows[6, lane][-1] for lane in range(LANES)]
+    larger.check_damage(states)
+    with pytest.raises(StreamError, match=r"'bad': 12 damaged samples after 84 draws of all lanes.*00000.tar \(8"):
+        made.check_damage(states)
 
 
 def test_damage_found_before_is_skipped_and_counted(mix: Any) -> None:
@@ -298,8 +293,8 @@ class TestResume:
         saved, states = made.fingerprint(), made.first_states()
         heavier = {**mix, "tiny": {**mix["tiny"], "weight": 2.0}}
         for other, message in (
-            (stream(mix, seed=4), "rules.seed: 3 -> 4"),
-            (stream(mix, look_ahead=8), "rules.look_ahead: 16 -> 8"),
+            (stream(mix, seed=4), " seed: 3 -> 4"),
+            (stream(mix, look_ahead=8), "data.look_ahead: 16 -> 8"),
             (stream(heavier), "sources.tiny.share: 10.0.*% -> "),
             (stream({"big": mix["big"]}), r"sources\.tiny is gone; "),
             (stream(mix, processor=WholeProcessor()), "processor"),
@@ -351,6 +346,29 @@ def test_an_error_ends_the_workers_at_once(tmp_path: Path) -> None:
     with pytest.raises(StreamError):
         run(stream({"ruin": {"path": tmp_path}}, bad_budget=0.0), 1, workers=2)
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_a_worker_that_the_system_kills_is_one_line(mix: Any) -> None:
+    before = set(multiprocessing.active_children())
+    steps = iter(stream(mix).loader(range(4), num_workers=2))
+    next(steps)
+    child = next(iter(set(multiprocessing.active_children()) - before))
+    assert child.pid is not None
+    with pytest.raises(
+        (StreamError, RuntimeError)
+    ) as caught:  # torch raises as soon as it knows, here or in the loader
+        os.kill(child.pid, signal.SIGKILL)
+        list(itertools.islice(steps, 100))
+    error = caught.value if isinstance(caught.value, StreamError) else worker_died(caught.value)
+    assert error is not None
+    assert str(error).startswith("a process that reads data ended (DataLoader worker (pid")
+    assert "lower data.num_workers and go on with resume=" in str(error)
+    assert "\n" not in str(error)
+    assert worker_died(RuntimeError("CUDA out of memory")) is None
+
+
+def test_a_rank_without_lanes_gives_steps_without_rows(mix: Any) -> None:
+    assert list(itertools.islice(stream(mix).loader(range(0)), 2)) == [[], []]
 
 
 @pytest.mark.slow

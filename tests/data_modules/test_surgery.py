@@ -16,6 +16,7 @@ from bestiary.schema import Lengths, Sample
 from data_modules.datamodule import StreamDataModule
 from data_modules.lanes import LaneState
 from data_modules.rows import LaneReader
+from data_modules.rules import Rules
 from data_modules.sources import StreamError
 from data_modules.stream import Stream
 from data_modules.surgery import resume
@@ -263,7 +264,7 @@ def test_seed_lanes_and_algorithm_cannot_be_remixed_but_restarted(four: Any) -> 
     saved = before.fingerprint()
     cases = [
         (stream(weighted(four, a=1), seed=9), saved, "seed 3 -> 9"),
-        (stream(weighted(four, a=1), num_lanes=7), saved, "num_lanes 12 -> 7"),
+        (stream(weighted(four, a=1), num_lanes=7), saved, "stage.batch_size 12 -> 7"),
         (before, {**saved, "algorithm": 1}, "algorithm 1 -> 2"),
     ]
     for after, fingerprint, words in cases:
@@ -285,6 +286,34 @@ def test_a_change_is_refused_unless_somebody_said_what_to_do(four: Any) -> None:
         resume(before.first_states(), before.fingerprint(), after.plan)
     with pytest.raises(StreamError, match=r"stream.on_change='maybe'; choose refuse, remix, restart"):
         StreamDataModule(sources=four, processor=CharProcessor(), seed=0, num_lanes=2, max_tokens=9, on_change="maybe")
+
+
+def test_a_refusal_names_the_options_and_the_way_that_is_open(four: Any) -> None:
+    before = stream(weighted(four, a=1))
+
+    def refused(given: Stream = before, **changes: Any) -> str:
+        with pytest.raises(StreamError) as caught:
+            stream(weighted(four, a=1), **changes).resume(given.first_states(), given.fingerprint())
+        return str(caught.value)
+
+    assert "; changed: stage.batch_size: 12 -> 7; " in refused(num_lanes=7)
+    assert "; changed: seed: 3 -> 9; " in refused(seed=9)
+    assert "; changed: data.packing: True -> False; " in refused(packing=False)
+    wider = refused(row_tokens=105)
+    assert "; changed: data.row_tokens: 0 -> 105; " in wider
+    grouped = refused(stream(weighted(four, a=1), packing=False), order="grouped", packing=False)
+    assert "; changed: data.order: stratified -> grouped; " in grouped
+    assert "or set stream.on_change=remix to go on" in wider
+    for told in (refused(num_lanes=7), refused(seed=9), grouped):
+        assert told.endswith("or set stream.on_change=restart to begin the data again at this step")
+
+
+def test_a_longer_run_with_a_capped_source_says_why_its_shares_moved(four: Any) -> None:
+    capped = {"a": {**four["a"], "max_epochs": 0.2}, "b": four["b"]}
+    rules = Rules(seed=3, num_lanes=LANES, max_tokens=96)
+    before, after = (Stream(capped, CharProcessor(), rules, max_steps=steps) for steps in (4, 8))
+    with pytest.raises(StreamError, match=r"share: .* \(shares of sources with max_epochs follow stage\.max"):
+        after.resume(before.first_states(), before.fingerprint())
 
 
 def test_losses_of_kept_sources_stay_counted(mix: Any) -> None:

@@ -66,6 +66,83 @@ def test_a_frame_that_a_kill_cut_short_is_left_out_and_then_removed(tmp_path: Pa
     assert recorder.path.read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    ("place", "bit", "left"),
+    [
+        (20, 1, 4),  # the length of the first frame: shorter, so that no header follows it
+        (22, 64, 0),  # the same: beyond the end of the file
+        (16, 64, 4),  # its last step: later than it is, and than the checkpoint
+        (0, 1, 0),  # what it is
+    ],
+)
+def test_a_damaged_record_is_kept_whole_and_the_missing_steps_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: int, bit: int, left: int
+) -> None:
+    recorder = recorder_of(tmp_path, range(1, 5), range(5, 9), range(9, 13))
+    damaged = bytearray(recorder.path.read_bytes())
+    damaged[place] ^= bit
+    recorder.path.write_bytes(damaged)
+    recorder.cut_after(8)
+    aside = tmp_path / "samples.jsonl.zst.broken-1"
+    assert aside.read_bytes() == damaged
+    assert [step.step for step in recorder.read()] == list(range(1, left + 1))
+    (line,) = caplog.messages
+    assert f"is damaged after step {left} (its whole is kept as {aside.name})" in line
+    assert line.endswith(f"it goes on without steps {left + 1} to 8")
+    recorder.append([flight(9)])
+    recorder.cut_after(9)
+    assert recorder.bounds() == (1 if left else 9, 9) and len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("place", [12, 60])  # in the header, in the lines
+def test_damage_that_does_not_hide_the_end_moves_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: int
+) -> None:
+    recorder = recorder_of(tmp_path, range(1, 5), range(5, 9), range(9, 13))
+    damaged = bytearray(recorder.path.read_bytes())
+    damaged[place] ^= 64
+    recorder.path.write_bytes(damaged)
+    recorder.cut_after(8)
+    assert not caplog.messages and [*tmp_path.iterdir()] == [recorder.path]
+    assert damaged.startswith(recorder.path.read_bytes())
+    assert [step.step for step in recorder.steps(5)] == [5, 6, 7, 8]
+
+
+def test_nothing_that_was_kept_is_overwritten(tmp_path: Path) -> None:
+    for number in (1, 2):
+        recorder = FlightRecorder(tmp_path / "samples.jsonl.zst")
+        recorder.path.write_bytes(bytes([number]) * 50)
+        recorder.cut_after(3)
+        assert recorder.path.with_name(f"samples.jsonl.zst.broken-{number}").read_bytes() == bytes([number]) * 50
+
+
+def test_a_damaged_frame_that_the_cut_goes_through_is_kept(tmp_path: Path) -> None:
+    recorder = recorder_of(tmp_path, range(1, 5), range(5, 9))
+    damaged = bytearray(recorder.path.read_bytes())
+    damaged[-9] ^= 1
+    recorder.path.write_bytes(damaged)
+    recorder.cut_after(6)
+    assert recorder.read() == [flight(step) for step in range(1, 5)]
+    assert recorder.path.with_name("samples.jsonl.zst.broken-1").read_bytes() == damaged
+
+
+@pytest.mark.parametrize(("frames", "said"), [([], "steps 1 to 9"), ([range(1, 5)], "steps 5 to 9")])
+def test_a_record_that_was_emptied_shortened_or_removed_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, frames: list[range], said: str
+) -> None:
+    recorder = recorder_of(tmp_path, *frames)
+    recorder.path.touch()
+    whole = recorder.path.read_bytes()
+    recorder.cut_after(9)
+    assert recorder.path.read_bytes() == whole and [*tmp_path.iterdir()] == [recorder.path]
+    recorder.path.unlink()
+    recorder.cut_after(9)
+    recorder.cut_after(0)
+    early, gone = caplog.messages
+    assert "ends early" in early and early.endswith(said)
+    assert "is not there" in gone and gone.endswith("steps 1 to 9")
+
+
 def test_samples_of_all_ranks_stand_in_the_order_of_lanes(tmp_path: Path) -> None:
     mine, other = (
         [SeenSample(lane, "s", f"k{lane}", 3, 2, 0.5) for lane in (2, 3, 3)],

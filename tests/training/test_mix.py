@@ -11,7 +11,7 @@ import pytest
 from bestiary.config import Data, Source
 from bestiary.training.assembly import asked_shares
 from bestiary.training.mix import mean_shares, notes_of
-from bestiary.training.resuming import open_run
+from bestiary.training.resuming import accept_stream, open_run
 from bestiary.training.run_dir import RunDir
 from tests.training.tiny import SOURCES, TinyData, tiny_stage, train
 
@@ -77,6 +77,36 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the stream changed"):
         open_run(tmp_path, resume=True, stage="tiny", config="", resolved="became: 2\n", accept=accept)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def go_on(path: Path, data: TinyData) -> None:
+    """Opens the run to go on, as train.py does, and dies before the first step."""
+    run, _ = open_run(
+        path,
+        resume=True,
+        stage="tiny",
+        config=f"version: {data.version}\n",
+        resolved="became: 2\n",
+        accept=lambda checkpoint: accept_stream(RunDir(path), checkpoint, data),
+    )
+    run.unlock()
+
+
+def test_a_change_whose_run_was_killed_before_its_next_checkpoint_is_made_again(tmp_path: Path) -> None:
+    train(tmp_path, stage=tiny_stage(max_steps=4, checkpoint_every=2))
+    go_on(tmp_path, TinyData(version=2, on_change="remix"))
+    for _ in range(2):  # the same change again, and only the same
+        with pytest.raises(ValueError, match="the stream changed"):
+            go_on(tmp_path, TinyData(version=3))
+        again = TinyData(version=2)
+        go_on(tmp_path, again)
+        assert again.on_change == "remix"
+        (change,) = RunDir(tmp_path).changes.read()
+        assert (change["step"], change["on_change"], change["lines"]) == (4, "remix", ["version 1 -> 2"])
+    train(tmp_path, stage=STAGE, resume=True, data=again)
+    assert [record["lines"] for record in RunDir(tmp_path).changes.read()] == [["version 1 -> 2"]]
+    with pytest.raises(ValueError, match="the stream changed"):  # the new stream is the run's own now
+        go_on(tmp_path, TinyData(version=1))
 
 
 def test_settings_of_the_stream_are_left_to_the_stream_to_explain(

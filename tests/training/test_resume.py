@@ -15,9 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bestiary.config import Cluster
+from bestiary.training.fit import fit
+from bestiary.training.module import MLLMModule
 from bestiary.training.resuming import open_run, resume_path
 from bestiary.training.run_dir import TIME_FIELDS, RunDir
-from tests.training.tiny import TinyData, tiny_stage, train
+from tests.training.tiny import DOMAINS, SOURCES, TinyData, tiny_model, tiny_stage, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +64,15 @@ def test_a_run_that_broke_goes_on_as_if_it_had_not(tmp_path: Path, at: int) -> N
     assert_equal_runs(tmp_path / "whole", tmp_path / "broken")
 
 
+def test_an_error_in_words_is_what_is_raised_and_kept(tmp_path: Path) -> None:
+    def in_words(error: BaseException) -> BaseException | None:
+        return ValueError("buy a disk") if isinstance(error, OSError) else None
+
+    with pytest.raises(ValueError, match="buy a disk"):
+        train(tmp_path, data=Dies(1), in_words=in_words)
+    assert RunDir(tmp_path).status.error == "ValueError: buy a disk"
+
+
 def test_a_finished_run_resumed_only_scores(tmp_path: Path) -> None:
     train(tmp_path)
     before = lines(tmp_path)
@@ -94,6 +106,20 @@ def test_changed_settings_are_named(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "stage.lr was 1 and is now 3" in caplog.text
     assert "devices" not in caplog.text and "checkpoint_every" not in caplog.text
     assert (tmp_path / "config.yaml").read_text() == "a: 2\n"
+
+
+@pytest.mark.parametrize(("freeze", "kept"), [("head.*", "asked: 1\n"), ("encoder.*", "asked: 2\n")])
+def test_options_that_are_refused_before_the_first_step_are_put_back(tmp_path: Path, freeze: str, kept: str) -> None:
+    train(tmp_path, stage=tiny_stage(max_steps=2))
+    stage = tiny_stage(freeze=[freeze])
+    run, checkpoint = open_run(tmp_path, resume=True, stage="tiny", config="asked: 2\n", resolved="became: 2\n")
+    with pytest.raises((ValueError, OSError), match=r"freeze rules|disk is gone"), run.unless_refused():
+        module = MLLMModule(tiny_model(), stage, seed=3, sources=SOURCES, domains=DOMAINS)
+        fit(module, Dies(3), run=run, cluster=Cluster(threads=1), checkpoint=checkpoint)
+    assert (tmp_path / "config.yaml").read_text() == kept
+    assert (tmp_path / "config.resolved.yaml").read_text() == kept.replace("asked", "became")
+    assert run.status.state == "failed" and run.status.error
+    run.unlock()
 
 
 def test_auto_takes_the_unfinished_run_that_was_alive_last(tmp_path: Path) -> None:

@@ -66,5 +66,57 @@ def test_a_log_refuses_what_json_cannot_say(tmp_path: Path) -> None:
         JsonLines(tmp_path / "m.jsonl").append({"step": 1, "loss": float("nan")})
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [(b"\0" * 60, "Expecting value"), (b"\xff{}", "can't decode"), (b"[7]", "it has no step"), (b"{}", "no step")],
+)
+def test_a_damaged_line_is_named_with_its_byte(tmp_path: Path, line: bytes, problem: str) -> None:
+    log = JsonLines(tmp_path / "m.jsonl")
+    for step in range(1, 5):
+        log.append({"step": step})
+    start = log.path.stat().st_size
+    log.path.write_bytes(log.path.read_bytes() + line + b"\n")
+    for act in (log.read, lambda: log.cut_after(4)):
+        with pytest.raises(ValueError, match=rf"m\.jsonl: the line at byte {start} is damaged \(.*{problem}") as caught:
+            act()
+        assert "\n" not in str(caught.value) and "delete that line" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"", "Expecting value"),
+        (b'{"state": "run', "Unterminated string"),
+        (b"\xff\xfe", "can't decode"),
+        (b"[]", "Expected `object`"),
+        (b"{}", "it has no state and no step"),
+        (b'{"state": "running", "step": null}', r"Expected `int`, got `null` - at `\$\.step`"),
+        (b'{"state": "asleep", "step": 1}', "'asleep'"),
+    ],
+)
+def test_a_damaged_status_is_one_line_with_file_and_remedy(tmp_path: Path, text: bytes, problem: str) -> None:
+    run = RunDir(tmp_path)
+    (tmp_path / "status.json").write_bytes(text)
+    with pytest.raises(ValueError, match=rf"/status\.json is damaged \(.*{problem}.*\); write ") as caught:
+        _ = run.status
+    before, _, after = str(caught.value).partition("; write ")
+    assert "\n" not in before + after
+    (tmp_path / "status.json").write_text(after.partition(" into it")[0])  # what it says is enough
+    run.reopen(0)
+    assert (run.status.state, run.status.restarts) == ("running", 1)
+
+
+@pytest.mark.parametrize("text", ["", '{"time": ', "{}", "[]", "null", '{"earlier": null}'])
+def test_a_damaged_environment_is_named_before_anything_changes(tmp_path: Path, text: str) -> None:
+    run = RunDir(tmp_path)
+    run.start(config="", resolved="")
+    run.metrics.append({"step": 1})
+    before = run.status
+    (tmp_path / "environment.json").write_text(text)
+    with pytest.raises(ValueError, match=r"/environment\.json is damaged \(.+\); move it away") as caught:
+        run.reopen(0)
+    assert "\n" not in str(caught.value) and run.status == before and run.metrics.read() == [{"step": 1}]
+
+
 def test_a_folder_outside_any_repository_has_no_commit(tmp_path: Path) -> None:
     assert git_commit(tmp_path) is None

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from bestiary.config import Cluster
 from bestiary.training.run_dir import RunDir
-from bestiary.training.strategies import build_strategy, check_launch
+from bestiary.training.strategies import build_strategy, check_launch, check_machine
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,7 +74,21 @@ def test_an_unknown_strategy_names_the_known() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
 def test_deepspeed_that_is_not_installed_names_its_extra() -> None:
     with pytest.raises(ValueError, match=r"pip install 'bestiary\[deepspeed\]'"):
-        build_strategy(Cluster(strategy="zero2"), clip_norm=0.0)
+        check_machine(Cluster(strategy="zero2"))
+
+
+def test_a_machine_without_gpus_or_half_precision_is_told_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(ValueError, match=r"cluster.accelerator=gpu but torch sees no GPU; use cluster=cpu"):
+        check_machine(Cluster(accelerator="gpu"))
+    with pytest.raises(ValueError, match="is not possible with DeepSpeed on CPUs; take bf16-mixed"):
+        check_machine(Cluster(strategy="zero2", precision="16-mixed"))
+    with pytest.raises(ValueError, match="torchrun"):
+        check_machine(Cluster(nodes=2))
+    check_machine(Cluster(strategy="zero3", precision="bf16-mixed"))
 
 
 STRATEGIES = ["ddp", "fsdp2"] + (["zero2", "zero3"] if importlib.util.find_spec("deepspeed") else [])

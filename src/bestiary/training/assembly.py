@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,9 +25,10 @@ from bestiary.saved_weights import made_by
 from bestiary.training.checkpoints import Checkpoint
 from bestiary.training.memory import memory_lines
 from bestiary.training.parents import load_first_weights, load_parent, wrong_stage
-from bestiary.training.resuming import launched_rank, num_launched, open_run, resume_path
+from bestiary.training.resuming import accept_stream, launched_rank, num_launched, open_run, resume_path
 from bestiary.training.run_dir import RunDir
 from bestiary.training.stages import apply_stage, parameter_table
+from bestiary.training.strategies import check_machine
 from bestiary.training.tuning import Plan, apply_plan, plan_tuning
 
 if TYPE_CHECKING:
@@ -60,17 +62,31 @@ def check_start(run: Run) -> None:
 
 
 def make_ready(run: Run, root: Path) -> None:
-    """Check what a new run starts from, then make the data where a recipe makes its own; a dry run does neither.
+    """Check the machine and what a new run starts from, then make the data where a recipe makes its own.
+
+    A dry run does none of it: it may be of a larger machine.
 
     root: the project's folder, see `place`.
     """
     place(run, root)
     talk()
+    check_prepare(run.data)
     if run.dry_run:
         return
+    check_machine(run.cluster)
     check_start(run)
     if run.data.prepare:
         build(run.data.prepare)
+
+
+def check_prepare(data: Data) -> None:
+    """Raise where a recipe would make its data at an address: data is made in folders alone."""
+    root = str((data.prepare or {}).get("root", ""))
+    if "://" in root:
+        raise ValueError(
+            f"data.prepare makes its data in a folder, and {_shown(root)} is an address; set cluster.data_root to a "
+            "folder, or data.prepare=null where the shards lie at that address already"
+        )
 
 
 def choose_run_dir(run: Run, *, sweep_dir: str | None) -> tuple[Path, bool]:
@@ -100,9 +116,8 @@ def start(
     data: the stream, which may refuse to go on from a checkpoint before the directory changes.
     """
 
-    def accept(checkpoint: Checkpoint) -> None:
-        if data is not None:
-            data.load_states(checkpoint.state.lanes, checkpoint.state.fingerprint)
+    def accept(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+        return accept_stream(RunDir(path), checkpoint, data) if data is not None else None
 
     if data is not None:
         _ = data.domains  # opens the shards: a missing one must not leave a run directory behind
@@ -121,7 +136,8 @@ def start(
         return directory, checkpoint, None
     if resume:
         # A run killed before its first checkpoint starts again from what it was given then, not from a default.
-        parent = _begin(run, pieces, plan, directory.status.parent or given, checkpoint)
+        with directory.unless_refused():
+            parent = _begin(run, pieces, plan, directory.status.parent or given, checkpoint)
     return directory, checkpoint, None if checkpoint else parent
 
 
@@ -169,6 +185,7 @@ def evaluated_run(asked: Evaluation, path: Path) -> Run:
         run.data.root = run.cluster.data_root
     run.data.root = asked.data.root or run.data.root
     run.data.heldout |= asked.data.heldout
+    check_prepare(run.data)
     return run
 
 
@@ -210,13 +227,19 @@ def stream_arguments(run: Run) -> dict[str, Any]:
     settings = {k: v for k, v in vars(run.data).items() if k not in taken_elsewhere}
     return {
         **settings,
-        "cache_root": run.data.cache_root or str(Path(run.data.root) / ".remote"),
+        **cache_arguments(run),
         "on_change": run.stream.on_change,
         "max_steps": run.stage.max_steps,
         "seed": run.seed,
         "num_lanes": run.stage.batch_size,
         "micro_batch": run.stage.micro_batch,
     }
+
+
+def cache_arguments(run: Run) -> dict[str, Any]:
+    """Where what is fetched from URLs is kept, and how much; None, below an address, is the user's cache folder."""
+    beside = None if "://" in run.data.root else str(Path(run.data.root) / ".remote")
+    return {"cache_root": run.data.cache_root or beside, "cache_gb": run.data.cache_gb}
 
 
 def module_arguments(run: Run, data: TrainingData) -> dict[str, Any]:
@@ -247,7 +270,7 @@ def show_plan(run: Run, missing: Mapping[str, str], stream: Callable[..., Any]) 
     data = stream(processor=processor)  # what the numbers of `data` cannot be is said here, sources or not
     if missing or files:
         shares = asked_shares(run.data)
-        mix = [f"  {shares[n]:>12}  {n:<32} {s.domain or '-':<12} {s.path}" for n, s in used.items()]
+        mix = [f"  {shares[n]:>12}  {n:<32} {s.domain or '-':<12} {_shown(s.path)}" for n, s in used.items()]
     else:
         assert processor is not None
         mix = [data.resolved_table(run.stage.max_steps)]
@@ -289,10 +312,10 @@ def asked_shares(data: Data) -> dict[str, str]:
     return {name: _in_words(source) for name, source in used.items()}
 
 
-def show_summary(summary: Summary, text: str) -> int:
+def show_summary(summary: Summary) -> int:
     """Says how a fit ended and where everything lies; returns the process's exit code."""
-    if text:
-        show(text)
+    if summary.table:
+        show(summary.table)
     show(f"{summary.state} at step {summary.step}: {summary.run_dir}")
     if summary.exit_code:
         show(f"go on with: python train.py resume={summary.run_dir}")
@@ -335,6 +358,14 @@ def _below(root: str, path: str) -> str:
     if "://" in path:
         return path
     return f"{root.rstrip('/')}/{path}" if "://" in root else str(Path(root) / path)
+
+
+def _shown(location: str) -> str:
+    """A path as it is; of an address neither the password nor the signature."""
+    if "://" not in location:
+        return location
+    plain, mark, _ = location.partition("?")
+    return re.sub(r"//.*@", "//***@", plain) + ("?***" if mark else "")
 
 
 def _missing_files(run: Run) -> list[str]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -35,13 +35,20 @@ from bestiary.training.resuming import launched_rank
 from bestiary.training.run_dir import RunDir
 from bestiary.training.signals import StopRequests, exit_code
 from bestiary.training.stages import cast_frozen
-from bestiary.training.strategies import build_strategy, check_launch, environment_plugin, precision_plugin
+from bestiary.training.strategies import build_strategy, check_machine, environment_plugin, precision_plugin
 
 log = logging.getLogger(__name__)
 
+InWords = Callable[[BaseException], BaseException | None]
+
 
 class TrainingData(Protocol):
-    """What a stream's LightningDataModule offers beside its loader of `list[Batch]`."""
+    """What a stream's LightningDataModule offers beside its loader of `list[Batch]`.
+
+    on_change: what to do where the stream is not the one that was saved: refuse, remix or restart.
+    """
+
+    on_change: str
 
     @property
     def domains(self) -> Sequence[str]:
@@ -65,13 +72,16 @@ class TrainingData(Protocol):
     def losses(self, states: Sequence[bytes]) -> list[str]:
         """What was left out up to these states, one line each."""
 
+    def check_damage(self, states: Sequence[bytes]) -> None:
+        """ValueError where too much was left out up to these states, those of all lanes."""
+
     def fetched(self) -> Mapping[str, int]:
         """What reading remote data has cost this rank's processes so far; {} where all data is local."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a fit ended. metrics: the last evaluation's. exit_code: for the process (0, 130, 143)."""
+    """How a fit ended. metrics, table: the last evaluation's. exit_code: for the process (0, 130, 143)."""
 
     state: str
     step: int
@@ -79,6 +89,7 @@ class Summary:
     run_dir: Path
     checkpoint: Path | None
     metrics: dict[str, Any] = field(default_factory=dict)
+    table: str = ""
 
 
 @dataclass(slots=True)
@@ -109,12 +120,14 @@ def fit(
     config: Mapping[str, Any] | None = None,
     tuning: Tuning | None = None,
     base: Collection[str] = (),
+    in_words: InWords = lambda error: None,
 ) -> Summary:
     """Train `module` to the end of its stage; a signal ends it early with a checkpoint to resume from.
 
     checkpoint: where to go on (`resuming.open_run`). identity: what weights depend on (sha256 of the tokenizer ...).
     parent: what the weights started from, for status.json. evaluate: see `callbacks.evaluating`. config: for wandb.
     tuning: how frozen parameters are held. base: plain names that checkpoints leave out, because files have them.
+    in_words: what to raise in place of an error that tells a person nothing; None leaves it.
     """
     logger = logger or Logger(wandb=False, progress=False)
     prepare_machine(cluster)
@@ -158,6 +171,7 @@ def fit(
             resumed=checkpoint,
             base=base,
             left_out=stream.losses,
+            check_damage=stream.check_damage,
         )
         evaluating = None
         if evaluate is not None:
@@ -177,7 +191,7 @@ def fit(
         frozen = frozen_dtype(tuning or Tuning(), cluster)
         if frozen is not None:
             cast_frozen(module.model, frozen)
-        summary = _run(module, data, run, cluster, _Watchers(recorder, saving, evaluating, wandb), requests)
+        summary = _run(module, data, run, cluster, _Watchers(recorder, saving, evaluating, wandb), requests, in_words)
         if is_writer:
             write_mix(run, module.step, totals, stream.shares, settings)
         return summary
@@ -205,12 +219,10 @@ def restore(
 
 
 def prepare_machine(cluster: Cluster) -> None:
-    """Threads, and whether the processes the cluster asks for are there."""
-    check_launch(cluster)
+    """Threads, after a look whether the machine has what the cluster asks for."""
+    check_machine(cluster)
     if cluster.threads:
         torch.set_num_threads(cluster.threads)
-    if cluster.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ValueError("cluster.accelerator=gpu but torch sees no GPU; use cluster=cpu")
 
 
 def build_trainer(cluster: Cluster, *, steps: int, clip_norm: float, callbacks: list[Callback]) -> Trainer:
@@ -244,6 +256,7 @@ def _run(
     cluster: Cluster,
     watchers: _Watchers,
     requests: StopRequests,
+    in_words: InWords,
 ) -> Summary:
     """The fit itself, and a true status.json whatever happens."""
     max_steps, is_writer = module.stage.max_steps, launched_rank() == 0
@@ -263,11 +276,14 @@ def _run(
         state, code = _ending(module, watchers.saving, max_steps)
     except SIGTERMException:
         state, code = "interrupted", exit_code(requests.counts())
-    except BaseException as error:
+    except BaseException as raised:
+        error = in_words(raised) or raised
         if is_writer:
             line = f"{type(error).__name__}: {error}".splitlines()[0]
             run.update(state="failed", step=module.step, error=line)
-        raise
+        if error is raised:
+            raise
+        raise error from raised
     finally:
         if watchers.wandb is not None:
             watchers.wandb.finish(code)
@@ -276,8 +292,8 @@ def _run(
         run.update(state=state, step=module.step)
         for line in cast(TrainingData, data).losses(watchers.saving.lanes):
             log.warning("left out: %s", line)
-    metrics = watchers.evaluating.results if watchers.evaluating else {}
-    return Summary(state, module.step, code, run.path, watchers.saving.last, metrics)
+    found = (watchers.evaluating.results, watchers.evaluating.table) if watchers.evaluating else ()
+    return Summary(state, module.step, code, run.path, watchers.saving.last, *found)
 
 
 def _ending(module: MLLMModule, saving: Saving, max_steps: int) -> tuple[str, int]:

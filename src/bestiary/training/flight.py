@@ -16,7 +16,9 @@ where it has none. Numbers that the steps share (lanes, sources) cost next to no
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import logging
 import os
 import struct
@@ -147,32 +149,62 @@ class FlightRecorder:
     def cut_after(self, step: int) -> None:
         """Drop later steps and a half-written end.
 
-        Checkpoints end a frame, so this only shortens the file; a cut inside a frame writes it anew beside itself.
+        Checkpoints end a frame, so this only shortens the file; a cut inside a frame writes it anew beside itself. A
+        file that can only be read up to an earlier step is damaged: it is kept whole under another name, with a warning
+        of the steps that are missing now, and its readable beginning goes on.
         """
         if not self.path.exists():
+            if step > 0:
+                log.warning("%s is not there: it begins anew without steps 1 to %d", self.path, step)
             return
-        kept, rest = 0, b""
         with self.path.open("r+b") as file:
-            for frame in self._frames(file):
-                if frame.last > step:
-                    rest = _encode([s for s in _decode(file, frame) if s.step <= step])
-                    break
-                kept = frame.stop
-            if not rest:
+            size, aside = os.fstat(file.fileno()).st_size, None
+            kept, rest, last = self._cut(file, step)
+            is_damaged = last < step and kept < size
+            if not rest and not is_damaged:
                 file.truncate(kept)
                 os.fsync(file.fileno())
-                return
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-            with temporary.open("wb") as target:
-                file.seek(0)
-                _copy(file, target, kept)
-                target.write(rest)
-                target.flush()
-                os.fsync(target.fileno())
-        os.replace(temporary, self.path)
+            else:
+                temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+                with temporary.open("wb") as target:
+                    file.seek(0)
+                    _copy(file, target, kept)
+                    target.write(rest)
+                    target.flush()
+                    os.fsync(target.fileno())
+                aside = self._move_aside() if is_damaged else None
+                os.replace(temporary, self.path)
+        if last < step:
+            problem = f"is damaged after step {last} (its whole is kept as {aside.name})" if aside else "ends early"
+            log.warning("%s %s: it goes on without steps %d to %d", self.path, problem, last + 1, step)
 
-    def _frames(self, file: IO[bytes]) -> Iterator[_Frame]:
-        """The complete frames in order; what follows the last of them is left out with a warning."""
+    def _cut(self, file: IO[bytes], step: int) -> tuple[int, bytes, int]:
+        """(bytes of whole frames up to this step, a frame to follow them, the last step in both: 0 for none)."""
+        frame, kept, last, before = None, 0, 0, 0
+        steps: list[FlightStep] = []
+        with contextlib.suppress(ValueError):  # a damaged frame ends what can be read
+            for found in self._frames(file, warns=False):
+                if found.last > step:
+                    steps = _decode(file, found) if found.first <= step else []
+                    break
+                frame, kept, last, before = found, found.stop, found.last, last
+        is_cut = kept < os.fstat(file.fileno()).st_size
+        if frame is not None and is_cut and not steps and last < step:  # the damage may be in the last header
+            kept, last = frame.start, before
+            with contextlib.suppress(ValueError):
+                steps = _decode(file, frame)
+        steps = [one for one in steps if one.step <= step]
+        return kept, _encode(steps), steps[-1].step if steps else last
+
+    def _move_aside(self) -> Path:
+        """Give the file the first free name of `.broken-1`, `.broken-2` and so on."""
+        names = (self.path.with_name(f"{self.path.name}.broken-{number}") for number in itertools.count(1))
+        free = next(name for name in names if not name.exists())
+        os.rename(self.path, free)
+        return free
+
+    def _frames(self, file: IO[bytes], *, warns: bool = True) -> Iterator[_Frame]:
+        """The complete frames in order; what follows the last of them is left out, with a warning if asked."""
         size = os.fstat(file.fileno()).st_size
         start = 0
         while start < size:
@@ -190,7 +222,8 @@ class FlightRecorder:
                     yield _Frame(first, last, start, body, body + length)
                     start = body + length
                     continue
-            log.warning("%s: the last frame is incomplete and left out", self.path)
+            if warns:
+                log.warning("%s: the last frame is incomplete and left out", self.path)
             return
 
 

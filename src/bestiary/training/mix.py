@@ -17,10 +17,15 @@ _COUNTED = {"samples": "samples_by_source", "tokens": "tokens_by_source", "targe
 _TRIED_STEPS = 1000
 
 
+def change_of(step: int, lines: Sequence[str], totals: Totals, **told: str) -> dict[str, Any] | None:
+    """What a resume at `step` changes in the stream (which said so itself), with the totals up to there."""
+    return {"step": step, "time": now(), "lines": list(lines), **told, "totals": asdict(totals)} if lines else None
+
+
 def write_changes(run: RunDir, step: int, lines: Sequence[str], totals: Totals) -> None:
-    """Keep what a resume at `step` changes in the stream (which said so itself), with the totals up to there."""
-    if lines:
-        run.changes.append({"step": step, "time": now(), "lines": list(lines), "totals": asdict(totals)})
+    """Keep what a resume at `step` changes in the stream, unless opening the run did so."""
+    if [list(lines)] != [record["lines"] for record in run.changes.steps(step, step)]:
+        run.set_change(step, change_of(step, lines, totals))
 
 
 def notes_of(run: RunDir) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from bestiary.saved_weights import CheckpointError
 from bestiary.training.checkpoints import Checkpoint, newest
-from bestiary.training.run_dir import RunDir, write_atomic
+from bestiary.training.mix import change_of
+from bestiary.training.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from bestiary.training.fit import TrainingData
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +65,15 @@ def open_run(
     stage: str,
     config: str,
     resolved: str,
-    accept: Callable[[Checkpoint], object] | None = None,
+    accept: Callable[[Checkpoint], Mapping[str, Any] | None] | None = None,
 ) -> tuple[RunDir, Checkpoint | None]:
     """The run directory, made anew or opened to go on from its newest complete checkpoint (None: from step 0).
 
     config, resolved: YAML text, which a resume replaces: it is what the next one stands on. accept: raises where the
-    run cannot go on from its checkpoint; called before anything in the directory changes, so a refused resume leaves
-    the run as it was. Of several ranks only the first writes; all read the same checkpoint. The directory stays locked
-    until the process ends, so that no second process trains in it.
+    run cannot go on from its checkpoint, and returns what changes there in its stream (`accept_stream`); called before
+    anything in the directory changes, so a refused resume leaves the run as it was. Of several ranks only the first
+    writes; all read the same checkpoint. The directory stays locked until the process ends, so that no second process
+    trains in it.
     """
     run = RunDir(path)
     is_writer = launched_rank() == 0
@@ -77,7 +84,7 @@ def open_run(
     if is_writer:
         run.lock()
     checkpoint = newest(run.checkpoints)
-    step = checkpoint.state.step if checkpoint else 0
+    step, change = checkpoint.state.step if checkpoint else 0, None
     if checkpoint is None:
         log.warning("resume=%s: no complete checkpoint yet; starting again at step 0", path)
     elif checkpoint.state.stage != stage:
@@ -85,13 +92,28 @@ def open_run(
             f"{path} is a run of stage {checkpoint.state.stage}, not of {stage}; use it as parent={path}"
         )
     elif accept is not None:
-        accept(checkpoint)
+        change = accept(checkpoint)
     if is_writer:
         _warn_of_changes(run, resolved)
-        run.reopen(step)
-        write_atomic(path / "config.yaml", config)
-        write_atomic(path / "config.resolved.yaml", resolved)
+        run.reopen(step, change)  # before the options: a resume of their own must know that they were meant
+        run.ask(config=config, resolved=resolved)
     return run, checkpoint
+
+
+def accept_stream(run: RunDir, checkpoint: Checkpoint, data: TrainingData) -> dict[str, Any] | None:
+    """Let the stream go on from a checkpoint, or raise; returns what that changes in it, as `RunDir.changes` keeps it.
+
+    A run that was told to change its stream at this checkpoint, and died before the next one, makes the same change
+    again without being told.
+    """
+    state = checkpoint.state
+    wanted = hashlib.sha256(json.dumps(data.fingerprint(), sort_keys=True, default=str).encode()).hexdigest()
+    for record in run.changes.steps(state.step, state.step):
+        if data.on_change == "refuse" and record.get("stream") == wanted:
+            data.on_change = record["on_change"]
+    data.load_states(state.lanes, state.fingerprint)
+    lines = data.explain_change(state.lanes, state.fingerprint)
+    return change_of(state.step, lines, state.totals, on_change=data.on_change, stream=wanted)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@ that a resumed run's files equal an uninterrupted run's.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import fcntl
 import importlib.metadata
@@ -16,9 +17,11 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
+
+import msgspec
 
 from bestiary.training.flight import FlightRecorder
 
@@ -85,14 +88,16 @@ class JsonLines:
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
-            file.seek(self._end_of(file, first - 1))
+            start = self._end_of(file, first - 1)
+            file.seek(start)
             for line in file:
                 if not line.endswith(b"\n"):
                     log.warning("%s: the last line is incomplete and left out", self.path)
                     return
-                record = json.loads(line)
+                record = self._record(line, start)
                 if last is not None and record["step"] > last:
                     return
+                start += len(line)
                 yield record
 
     def cut_after(self, step: int) -> None:
@@ -112,11 +117,25 @@ class JsonLines:
                 file.readline()  # to the first line that begins at `middle` or later
             start = file.tell()
             line = file.readline() if start < high else b""
-            if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+            if line.endswith(b"\n") and self._record(line, start)["step"] <= step:
                 low = start + len(line)
             else:
                 high = middle
         return low
+
+    def _record(self, line: bytes, start: int) -> dict[str, Any]:
+        """The record of the line at this byte; ValueError where it is none."""
+        try:
+            record = json.loads(line.decode())
+            problem = "" if isinstance(record, dict) and isinstance(record.get("step"), int) else "it has no step"
+        except (ValueError, RecursionError) as error:
+            problem = str(error)
+        if problem:
+            raise ValueError(
+                f"{self.path}: the line at byte {start} is damaged ({problem}); delete that line, or move the file "
+                "away to go on without it"
+            )
+        return cast(dict[str, Any], record)
 
 
 class RunDir:
@@ -136,6 +155,7 @@ class RunDir:
         self.left_out = JsonLines(self.path / "left_out.jsonl")
         self.samples = FlightRecorder(self.path / "samples.jsonl.zst")
         self._lock: int | None = None
+        self._options_before: dict[str, str] = {}
 
     @property
     def exists(self) -> bool:
@@ -144,10 +164,21 @@ class RunDir:
 
     @property
     def status(self) -> Status:
-        """The content of status.json."""
-        raw = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        known = {f.name for f in fields(Status)}
-        return Status(**{key: value for key, value in raw.items() if key in known})
+        """The content of status.json; ValueError where it is damaged."""
+        path = self.path / "status.json"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            status = msgspec.convert(raw, Status)
+            lacking = [name for name in ("state", "step") if name not in raw]
+            problem = f"it has no {' and no '.join(lacking)}" if lacking else ""
+        except (ValueError, RecursionError) as error:
+            problem = str(error)
+        if problem:
+            raise ValueError(
+                f'{path} is damaged ({problem}); write {{"state": "interrupted", "step": 0}} into it, and '
+                f"resume={self.path} goes on from the newest checkpoint"
+            )
+        return status
 
     @property
     def is_locked(self) -> bool:
@@ -198,14 +229,49 @@ class RunDir:
         self._write(Status(stage=stage, started=now(), heartbeat=now()))
         self.write_environment()
 
-    def reopen(self, step: int) -> None:
-        """Go on from `step`: cut every log back to it and count the restart."""
+    def ask(self, *, config: str, resolved: str) -> None:
+        """Replace the options, which the next resume stands on; see `start` and `unless_refused`."""
+        for name, text in (("config.yaml", config), ("config.resolved.yaml", resolved)):
+            path = self.path / name
+            if path.is_file():
+                self._options_before[name] = path.read_text(encoding="utf-8")
+            write_atomic(path, text)
+
+    def begun(self) -> None:
+        """Training has begun with the new options: they are the run's own from here on."""
+        self._options_before = {}
+
+    @contextlib.contextmanager
+    def unless_refused(self) -> Iterator[None]:
+        """Puts the options back as they were before `ask` where something raises before training has begun."""
+        try:
+            yield
+        except BaseException as error:
+            if self._options_before:
+                for name, text in self._options_before.items():
+                    write_atomic(self.path / name, text)
+                self._options_before = {}
+                self.update(state="failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
+            raise
+
+    def reopen(self, step: int, change: Mapping[str, Any] | None = None) -> None:
+        """Go on from `step`: cut every log back to it and count the restart. change: see `set_change`."""
+        status, _ = self.status, self._environments()  # damaged ones are refused before anything changes
         for journal in (self.metrics, self.evaluations, self.left_out, self.samples):
             journal.cut_after(step)
-        self.changes.cut_after(step - 1)  # a change is written again if it still is one
-        status = self.status
+        self.set_change(step, change)
         self._write(replace(status, state="running", step=step, restarts=status.restarts + 1, error=None))
         self.write_environment()
+
+    def set_change(self, step: int, change: Mapping[str, Any] | None) -> None:
+        """Keep what a resume at `step` changes in the stream, in place of what an earlier one changed there or later.
+
+        The file is replaced in one step: other ranks read it at the same time.
+        """
+        before = self.changes.read()
+        records = [*(record for record in before if record["step"] < step), *([change] if change else [])]
+        if records != before:
+            write_atomic(self.changes.path, "".join(f"{json.dumps(one, allow_nan=False)}\n" for one in records))
 
     def update(self, **changes: Any) -> None:
         """Change fields of status.json; the heartbeat is set to now."""
@@ -213,10 +279,22 @@ class RunDir:
 
     def write_environment(self) -> None:
         """Record versions, commit and devices of this start; those of the starts before it stay under `earlier`."""
+        text = json.dumps({**environment(), "earlier": self._environments()}, indent=2) + "\n"
+        write_atomic(self.path / "environment.json", text)
+
+    def _environments(self) -> list[dict[str, Any]]:
+        """The environments of the starts so far; ValueError where environment.json is damaged."""
         path = self.path / "environment.json"
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        earlier = [*before.pop("earlier"), before] if before else []
-        write_atomic(path, json.dumps({**environment(), "earlier": earlier}, indent=2) + "\n")
+        if not path.exists():
+            return []
+        try:
+            last = json.loads(path.read_text(encoding="utf-8"))
+            return [*last.pop("earlier"), last]
+        except (ValueError, RecursionError) as error:
+            problem = str(error)
+        except (LookupError, TypeError, AttributeError):
+            problem = "it does not hold what a start wrote"
+        raise ValueError(f"{path} is damaged ({problem}); move it away to go on without the environments of before")
 
     def _write(self, status: Status) -> None:
         write_atomic(self.path / "status.json", json.dumps(asdict(status), indent=2) + "\n")

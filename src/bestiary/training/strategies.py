@@ -65,6 +65,23 @@ class AnywhereDeepSpeed(DeepSpeedStrategy):
         return torch.device("cpu", 0) if device.type == "cpu" else device
 
 
+def check_machine(cluster: Cluster) -> None:
+    """Raises where this machine cannot do what the cluster asks for; called before a run directory is made or changed.
+
+    Only looks: no process group is made and no setting touched.
+    """
+    check_launch(cluster)
+    if cluster.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError("cluster.accelerator=gpu but torch sees no GPU; use cluster=cpu")
+    if cluster.strategy.startswith("zero"):
+        if importlib.util.find_spec("deepspeed") is None:
+            raise ValueError(f"cluster.strategy={cluster.strategy} needs DeepSpeed: pip install 'bestiary[deepspeed]'")
+        if cluster.accelerator != "gpu" and cluster.precision.startswith("16"):
+            raise ValueError(
+                f"cluster.precision={cluster.precision} is not possible with DeepSpeed on CPUs; take bf16-mixed"
+            )
+
+
 def check_launch(cluster: Cluster, environment: Mapping[str, str] = os.environ) -> None:
     """Several processes must have been started by torchrun or SLURM, not by this process.
 
@@ -80,7 +97,7 @@ def check_launch(cluster: Cluster, environment: Mapping[str, str] = os.environ) 
 
 
 def build_strategy(cluster: Cluster, *, clip_norm: float) -> Strategy | str:
-    """The Lightning strategy of `cluster.strategy`; one that this machine lacks parts for raises."""
+    """The Lightning strategy of `cluster.strategy`, which `check_machine` let pass."""
     world = cluster.devices * cluster.nodes
     backend = "nccl" if cluster.accelerator == "gpu" else "gloo"
     if world > 1:
@@ -91,7 +108,7 @@ def build_strategy(cluster: Cluster, *, clip_norm: float) -> Strategy | str:
         case "auto" | "ddp":
             return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
         case "zero2" | "zero3":
-            return _deepspeed(int(cluster.strategy[-1]), backend, cluster.precision, clip_norm)
+            return _deepspeed(int(cluster.strategy[-1]), backend, clip_norm)
         case "fsdp2":
             return ModelParallelStrategy(
                 data_parallel_size=world, tensor_parallel_size=1, process_group_backend=backend
@@ -124,12 +141,8 @@ def environment_plugin() -> SLURMEnvironment | None:
     return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
 
 
-def _deepspeed(stage: int, backend: str, precision: str, clip_norm: float) -> Strategy:
-    if importlib.util.find_spec("deepspeed") is None:
-        raise ValueError(f"cluster.strategy=zero{stage} needs DeepSpeed: pip install 'bestiary[deepspeed]'")
+def _deepspeed(stage: int, backend: str, clip_norm: float) -> Strategy:
     if backend == "gloo":
-        if precision.startswith("16"):
-            raise ValueError(f"cluster.precision={precision} is not possible with DeepSpeed on CPUs; take bf16-mixed")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     config = {
         "zero_optimization": {

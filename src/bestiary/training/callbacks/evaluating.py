@@ -49,6 +49,7 @@ class Evaluating(Callback):
         self.at_start = at_start
         self.on_result = on_result
         self.results: dict[str, Any] = {}
+        self.table = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate what the run starts from."""
@@ -80,7 +81,7 @@ class Evaluating(Callback):
 
     def record(self, step: int, found: Mapping[str, Any]) -> None:
         """Write one evaluation's scores to the run directory and the log."""
-        self.results = dict(found["metrics"])
+        self.results, self.table = dict(found["metrics"]), str(found.get("text", ""))
         self.run.evaluations.append({"step": step, "metrics": self.results})
         for name, value in self.results.items():
             if "/" not in name or name.count("/") == 1:

@@ -71,14 +71,17 @@ class Saving(Callback):
         assert isinstance(pl_module, MLLMModule)
         self.requests.install()
         pl_module.stop_signals = self.requests.counts
-        if self.resumed is None:
-            return
-        tensors = self.resumed.optimizer()
+        if self.resumed is not None:
+            self._restore(trainer, pl_module, self.resumed)
+        self.run.begun()
+
+    def _restore(self, trainer: Trainer, pl_module: MLLMModule, resumed: Checkpoint) -> None:
+        tensors = resumed.optimizer()
         zero = zero_optimizer(trainer.strategy)
         load_optimizer_tensors(pl_module.model, _optimizer(trainer), tensors, zero=zero)
         if zero is not None:
-            zero_state.set_weights(pl_module.model, self.resumed.model())
-        rng = self.resumed.rng(trainer.global_rank)
+            zero_state.set_weights(pl_module.model, resumed.model())
+        rng = resumed.rng(trainer.global_rank)
         if rng is not None:
             checkpoints.set_rng_states(rng)
             own = {name.removeprefix(_MODULE): value for name, value in rng.items() if name.startswith(_MODULE)}
