@@ -197,7 +197,8 @@ def test_a_wandb_run_reads_back_and_keeps_its_id(tmp_path: Path, monkeypatch: py
         return scores(step) | {"panels": {"regions": tmp_path / "panel.png"}, "tables": {"regions": table}}
 
     logger = Logger(wandb=True, progress=False, project="p", group="g")
-    train(tmp_path / "run", stage=tiny_stage(max_steps=4), logger=logger, evaluate=evaluate, config={"seed": 3})
+    config = {"seed": 3, "shards": [{"path": "https://me:hunter2@host/set?sig=hunter3"}]}
+    train(tmp_path / "run", stage=tiny_stage(max_steps=4), logger=logger, evaluate=evaluate, config=config)
     identity = RunDir(tmp_path / "run").status.wandb_id
     remixed = TinyData(version=2, on_change="remix", weights={"beta": 0.5})
     train(tmp_path / "run", stage=tiny_stage(max_steps=6), data=remixed, logger=logger, resume=True, evaluate=evaluate)
@@ -213,4 +214,6 @@ def test_a_wandb_run_reads_back_and_keeps_its_id(tmp_path: Path, monkeypatch: py
     text = json.dumps(json.loads(told.stdout))
     assert "train/loss" in text and "regions/accuracy" in text and "perf/mfu" in text
     assert all(name in text for name in ("mix_asked/alpha", "mix_targets/alpha", "train/weighted_loss"))
+    assert not any(b"hunter" in path.read_bytes() for path in files)
+    assert any(b"https://***@host/set?***" in path.read_bytes() for path in files)
     assert b"step 4:\nversion 1 -> 2" in files[-1].read_bytes(), "the notes of the run say what changed"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from bestiary.addresses import shown
 from bestiary.compose import at_home, build, load_run
 from bestiary.config import Data, Evaluation, Run, Source
 from bestiary.language.tuning import check_quantization
@@ -84,7 +84,7 @@ def check_prepare(data: Data) -> None:
     root = str((data.prepare or {}).get("root", ""))
     if "://" in root:
         raise ValueError(
-            f"data.prepare makes its data in a folder, and {_shown(root)} is an address; set cluster.data_root to a "
+            f"data.prepare makes its data in a folder, and {shown(root)} is an address; set cluster.data_root to a "
             "folder, or data.prepare=null where the shards lie at that address already"
         )
 
@@ -270,7 +270,7 @@ def show_plan(run: Run, missing: Mapping[str, str], stream: Callable[..., Any]) 
     data = stream(processor=processor)  # what the numbers of `data` cannot be is said here, sources or not
     if missing or files:
         shares = asked_shares(run.data)
-        mix = [f"  {shares[n]:>12}  {n:<32} {s.domain or '-':<12} {_shown(s.path)}" for n, s in used.items()]
+        mix = [f"  {shares[n]:>12}  {n:<32} {s.domain or '-':<12} {shown(s.path)}" for n, s in used.items()]
     else:
         assert processor is not None
         mix = [data.resolved_table(run.stage.max_steps)]
@@ -358,14 +358,6 @@ def _below(root: str, path: str) -> str:
     if "://" in path:
         return path
     return f"{root.rstrip('/')}/{path}" if "://" in root else str(Path(root) / path)
-
-
-def _shown(location: str) -> str:
-    """A path as it is; of an address neither the password nor the signature."""
-    if "://" not in location:
-        return location
-    plain, mark, _ = location.partition("?")
-    return re.sub(r"//.*@", "//***@", plain) + ("?***" if mark else "")
 
 
 def _missing_files(run: Run) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from bestiary.addresses import without_secrets
 from bestiary.training.mix import Asked
 from bestiary.training.report import StepReport
 from bestiary.training.run_dir import RunDir
@@ -68,7 +69,7 @@ class WandbWatch:
             id=identity,
             name=run.path.name,
             dir=run.path,
-            config=dict(config),
+            config=without_secrets(config),  # it leaves this machine
             notes=notes or None,
             mode="online" if is_logged_in() else "offline",
             resume="allow",
