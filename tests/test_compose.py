@@ -179,6 +179,7 @@ def test_a_target_that_does_not_exist_names_the_nearest() -> None:
         signature("bestiary.nowhere.thing")
 
 
+@pytest.mark.slow
 def test_values_that_contradict_are_named_with_their_numbers() -> None:
     with pytest.raises(ValueError, match="cannot be dealt evenly to 5"):
         composed("cluster.devices=5")

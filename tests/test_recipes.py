@@ -186,6 +186,7 @@ def test_data_that_would_have_to_be_made_at_an_address_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_is_fetched_is_kept_below_a_data_root_that_is_a_folder() -> None:
     for overrides, place in (
         (["cluster.data_root=/data"], "/data/.remote"),
