@@ -48,6 +48,7 @@ def test_no_packing_passes_the_bound_and_the_best_reaches_it(lengths: list[int],
     assert best_fill(np.array(lengths), budget, unit=1) == pytest.approx(fill, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_bound_of_rounded_lengths_or_of_a_search_cut_short_is_only_wider() -> None:
     for name, lengths in mixes(120).items():
         tight = best_fill(lengths, 2048, unit=8)

@@ -81,6 +81,7 @@ def dropping(root: Path) -> Iterator[FileServer]:
         yield server
 
 
+@pytest.mark.slow
 def test_a_dropping_server_and_a_small_cache_give_the_local_stream(
     root: Path, dropping: FileServer, tmp_path: Path
 ) -> None:
