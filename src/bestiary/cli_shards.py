@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bestiary import addresses
+
 if TYPE_CHECKING:
     from data_modules.inspection.stats import Measure
     from data_modules.shards import ShardSet
@@ -180,16 +182,9 @@ def _open(location: str, args: argparse.Namespace) -> ShardSet:
     shards = open_source(location, format=args.format, domain=args.domain)
     if args.domain is not None and (not shards.is_foreign or args.format == "bestiary"):
         raise ValueError(
-            f"{_shown(location)}: its samples name their domains themselves; leave out --domain {args.domain}"
+            f"{addresses.shown(location)}: its samples name their domains themselves; leave out --domain {args.domain}"
         )
     return shards
-
-
-def _shown(location: str) -> str:
-    """A path as it is; of a URL neither the password nor the signature."""
-    from data_modules.storage import printable
-
-    return printable(location) if "://" in location else location
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -200,9 +195,9 @@ def _check(args: argparse.Namespace) -> None:
     unread = ""
     for location, shards in _opened_or_problem(args):
         num_sources += 1
-        shown = _shown(location)
+        place = addresses.shown(location)
         if isinstance(shards, str):
-            sys.stderr.write(f"{shown}: {shards}\n" if shown not in shards else f"{shards}\n")
+            sys.stderr.write(f"{place}: {shards}\n" if place not in shards else f"{shards}\n")
             num_problems += 1
             continue
         found = 0
@@ -210,12 +205,12 @@ def _check(args: argparse.Namespace) -> None:
             if found <= MAX_PROBLEMS:
                 sys.stderr.write(f"{problem}\n")
         if found > MAX_PROBLEMS:
-            sys.stderr.write(f"{shown}: {found - MAX_PROBLEMS} more problems\n")
+            sys.stderr.write(f"{place}: {found - MAX_PROBLEMS} more problems\n")
         num_problems += found
         num_samples += len(shards)
         num_foreign += shards.is_foreign
         if found and (not shards.domains or (args.format != "bestiary" and found >= len(shards))):
-            unread = f"; nothing of {shown} can be read with --format {args.format} (bestiary, caption, llava)"
+            unread = f"; nothing of {place} can be read with --format {args.format} (bestiary, caption, llava)"
     if num_problems:
         counts = f"{_count(num_problems, 'problem')} in {_count(num_sources, 'source')}"
         raise ValueError(f"{counts}{unread}; write or copy the shards named above again")
@@ -250,7 +245,7 @@ def _stats(args: argparse.Namespace) -> None:
     measure = None if args.processor is None else _measure(args.processor)
     tallies: dict[str, Tally] = {}
     for location, shards in _opened(args):
-        name = shards.name if shards.name not in tallies else _shown(location)
+        name = shards.name if shards.name not in tallies else addresses.shown(location)
         if name in tallies:  # one address with two signatures, or given twice
             name = f"{name} ({len(tallies) + 1})"
         tallies[name] = gather(shards, measure=measure, workers=args.workers)
@@ -343,6 +338,6 @@ def _index(args: argparse.Namespace) -> None:
     shards = open_source(args.pattern, format=args.format, domain=args.domain)
     size = sum(shard.bytes for shard in shards.shards)
     sys.stdout.write(
-        f"{_shown(args.pattern)}: {_count(len(shards), 'sample')} in {_count(len(shards.shards), 'shard')}, "
+        f"{addresses.shown(args.pattern)}: {_count(len(shards), 'sample')} in {_count(len(shards.shards), 'shard')}, "
         f"{size / 1e6:,.1f} MB, domains {', '.join(shards.domains)}\n"
     )
